@@ -1,0 +1,283 @@
+"""One run: train a network, score its tracks, and return the record.
+
+`run(Settings(...))` is the whole experiment; the notebook `notebooks/experiment.ipynb` and the command
+`python -m geodesic run` are shells around it. Scores are computed in float32 whatever the precision of training.
+"""
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from geodesic import data, networks, probes, records, tracks, training, transport
+from geodesic.data import Dataset
+from geodesic.networks import Network
+from geodesic.training import Progress, Recipe, _setting
+
+LABELS = ("true", "shuffled")
+_SCORE_BATCH = 500  # points a forward pass of scoring holds
+_PAIR_POINTS = 1000  # points whose pairs are tested against Theorem 1
+_COLLAPSED = 0.99  # a training loss above this share of the best constant answer's: nothing was learnt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Recipe):
+    """Everything that decides a run's numbers; its hash names the record. Every field says what it is in metadata."""
+
+    dataset: str = _setting("digits", f"data set: {', '.join(data.NAMES)}")
+    network: str = _setting("resnet", f"architecture: {', '.join(networks.NETWORKS)}")
+    norm: str = _setting("none", f"normalisation: {', '.join(networks.NORMS)}")
+    stages: int = _setting(1, "K, constant-dimension stages")
+    depth: int | None = _setting(None, "L, blocks a stage; None takes the paper's")
+    width: int | None = _setting(None, "units, or channels of the first stage; None takes the paper's")
+    seed: int = _setting(0, "of the initial weights, the order of the points and shuffled labels")
+    labels: str = _setting("true", f"training labels: {', '.join(LABELS)} (a control)")
+    n_train: int | None = _setting(None, "training points used; None takes all")
+    n_test: int | None = _setting(None, "test points used; None takes all")
+    eval_points: int = _setting(2000, "points of each part that are scored after every epoch")
+    ots_points: tuple[int, ...] = _setting((1000, 2000, 4000), "sizes of the nested subsets for the transport score")
+    plane_points: int = _setting(30, "training points whose tracks are kept in a plane, at every epoch")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # JSON, papermill and the shell hand lists over; the hash must not depend on who called.
+        object.__setattr__(self, "ots_points", tuple(sorted(self.ots_points)))
+        object.__setattr__(self, "weight_decay", float(self.weight_decay))
+        for name, choices in (("network", networks.NETWORKS), ("norm", networks.NORMS), ("labels", LABELS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}")
+        for name in ("eval_points", "plane_points"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 2")
+        if any(n < 2 for n in self.ots_points):
+            raise ValueError(f"ots_points={self.ots_points} must each be at least 2")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"ots_points": list(self.ots_points)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Settings":
+        """Settings from JSON values.
+
+        Raises:
+            ValueError: for a field that does not exist.
+        """
+        known = [f.name for f in fields(cls)]
+        if unknown := sorted(values.keys() - set(known)):
+            raise ValueError(f"unknown setting {', '.join(unknown)}; there are: {', '.join(known)}")
+        return cls(**values)
+
+
+def run(
+    settings: Settings,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    download: bool = False,
+    checkpoints: str | os.PathLike[str] | None = None,
+    show: bool = False,
+) -> records.Record:
+    """Train and score one network.
+
+    Args:
+        settings: what to run.
+        root: where the data are (see `data.load`).
+        device: where to run.
+        download: fetch data that are not there.
+        checkpoints: folder in which to keep an unfinished run's state, to continue from after an interruption.
+        show: draw a progress bar.
+
+    Returns:
+        A record (see `records`): settings, status, epochs (epoch 0 is the untrained network), final scores on training
+        and test points, weight norms, tracks in a plane, provenance. Status is "ok"; "collapsed" (the training loss is
+        that of the best constant answer: scored, but there is nothing to score); or "diverged" (a non-finite loss, or
+        one above the untrained network's: never scored).
+
+    Raises:
+        ValueError: for settings that do not fit the data.
+    """
+    start = time.perf_counter()
+    dataset = data.load(settings.dataset, root, device=device, download=download).take(
+        settings.n_train, settings.n_test
+    )
+    _check_sizes(settings, dataset)
+    generator = torch.Generator().manual_seed(settings.seed)
+    if settings.labels == "shuffled":
+        dataset = dataset.shuffle_labels(generator)
+    network = _network(settings, dataset, generator).to(device)
+    checkpoint = Path(checkpoints) / f"{records.name(settings.to_dict())}.safetensors" if checkpoints else None
+    plane_points = _balanced(dataset.y_train, settings.plane_points)
+
+    def on_epoch(progress: Progress) -> dict[str, Any]:
+        network.eval()
+        with torch.inference_mode():
+            states = network.tracks(dataset.x_train[plane_points])
+        progress.snapshots |= {f"{k}.{progress.epoch}": track for k, track in enumerate(states)}
+        n = settings.eval_points
+        return {
+            "epoch": progress.epoch,
+            "seconds": round(time.perf_counter() - start, 2),
+            "train": evaluate(network, dataset.x_train[:n], dataset.y_train[:n]),
+            "test": evaluate(network, dataset.x_test[:n], dataset.y_test[:n]),
+        }
+
+    progress = training.train(
+        network, dataset, settings, generator=generator, on_epoch=on_epoch, checkpoint=checkpoint, show=show
+    )
+    trained = time.perf_counter() - start
+    status, final = _final(network, dataset, settings, progress)
+    record = {
+        "settings": settings.to_dict(),
+        "status": status,
+        "epochs": progress.history,
+        "final": final,
+        "weights": probes.weight_norms(network) if final else None,
+        "plane": _plane(progress, dataset.y_train[plane_points], settings) if final else None,
+        "provenance": records.provenance(device, time.perf_counter() - start)
+        | {"training_seconds": round(trained, 2), "data": dataset.source, "data_fingerprint": dataset.fingerprint},
+    }
+    return _json(record)
+
+
+@torch.inference_mode()
+def evaluate(network: Network, x: Float[Tensor, "n *shape"], y: Int64[Tensor, "n"]) -> dict[str, Any]:
+    """Loss, accuracy and the scores of every stage in one streamed pass over the points.
+
+    Returns:
+        loss (mean cross-entropy, nats), accuracy in [0, 1], stages: one `tracks.Accumulator.summary` per stage, and
+        early_exit: accuracy when the head reads each state of the last stage.
+    """
+    network.eval()
+    scores = [tracks.Accumulator() for _ in network.stages]
+    loss, correct = 0.0, 0
+    for xb, yb in zip(x.split(_SCORE_BATCH), y.split(_SCORE_BATCH), strict=True):
+        stages = network.tracks(xb)
+        for score, track in zip(scores, stages, strict=True):
+            score.update(track)
+        logits = torch.stack([network.head(state) for state in stages[-1]])
+        loss += F.cross_entropy(logits[-1], yb, reduction="sum").item()
+        correct = correct + (logits.argmax(-1) == yb).sum(1)
+    return {
+        "loss": loss / len(y),
+        "accuracy": correct[-1].item() / len(y),
+        "early_exit": (correct / len(y)).tolist(),
+        "stages": [score.summary() for score in scores],
+    }
+
+
+def _final(
+    network: Network, dataset: Dataset, settings: Settings, progress: Progress
+) -> tuple[str, dict[str, Any] | None]:
+    """Status, and everything measured on all points of both parts; nothing for a diverged run."""
+    if progress.diverged:
+        return "diverged", None
+    untrained = progress.history[0]["train"]["loss"]
+    if progress.epoch and progress.history[-1]["train"]["loss"] > untrained:
+        return "diverged", None
+    final = {}
+    for part, x, y in (
+        ("train", dataset.x_train, dataset.y_train),
+        ("test", dataset.x_test, dataset.y_test),
+    ):
+        final[part] = evaluate(network, x, y)
+        final[part]["stages"] = [
+            summary | extra
+            for summary, extra in zip(
+                final[part]["stages"], _transport(network, x, y, settings, len(dataset.classes)), strict=True
+            )
+        ]
+    counts = torch.bincount(dataset.y_train, minlength=len(dataset.classes)).double()
+    constant = torch.special.entr(counts / counts.sum()).sum().item()  # loss of the best constant answer
+    collapsed = progress.epoch and final["train"]["loss"] > _COLLAPSED * constant
+    return ("collapsed" if collapsed else "ok"), final
+
+
+@torch.inference_mode()
+def _transport(network: Network, x: Tensor, y: Tensor, settings: Settings, classes: int) -> Iterator[dict[str, Any]]:
+    """Per stage: the optimal transport score on nested subsets, Theorem 1 on pairs, collapse."""
+    n = max(settings.ots_points, default=0)
+    pairs = min(_PAIR_POINTS, len(y))
+    ends: list[list[tuple[Tensor, Tensor]]] = [[] for _ in network.stages]
+    whole: list[list[Tensor]] = [[] for _ in network.stages]
+    for start in range(0, max(n, pairs), _SCORE_BATCH):
+        for k, track in enumerate(network.tracks(x[start : start + _SCORE_BATCH])):
+            ends[k].append((track[0].flatten(1), track[-1].flatten(1)))
+            if start < pairs:
+                whole[k].append(track.reshape(*track.shape[:2], -1))
+    for stage_ends, stage_tracks in zip(ends, whole, strict=True):
+        first, last = (torch.cat(part) for part in zip(*stage_ends, strict=True))
+        yield {
+            "ots": [asdict(transport.optimal_transport_score(first[:m], last[:m])) for m in settings.ots_points],
+            "theorem1": probes.theorem1_violations(torch.cat(stage_tracks, 1)[:, :pairs], y[:pairs], classes),
+            "collapse": probes.collapse(last, y[: len(last)], classes),
+        }
+
+
+def _plane(progress: Progress, labels: Tensor, settings: Settings) -> dict[str, Any]:
+    """Tracks of a few training points at every epoch, in the plane of the last epoch's principal axes."""
+    last = max(int(key.split(".")[1]) for key in progress.snapshots)
+    stages = []
+    for k in range(settings.stages):
+        centre, axes, share = probes.plane(progress.snapshots[f"{k}.{last}"].flatten(0, 1))
+        paths = []
+        for epoch in range(last + 1):
+            track = progress.snapshots[f"{k}.{epoch}"]
+            paths.append(((track.flatten(2) if track.ndim > 3 else track) - centre) @ axes)
+        stages.append({"variance_share": share, "tracks": [_rounded(path) for path in paths]})
+    return {"labels": labels.tolist(), "stages": stages}
+
+
+def _network(settings: Settings, dataset: Dataset, generator: torch.Generator) -> Network:
+    return networks.build(
+        settings.network,
+        settings.dataset,
+        settings.stages,
+        norm=settings.norm,
+        depth=settings.depth,
+        width=settings.width,
+        in_shape=dataset.in_shape,
+        classes=len(dataset.classes),
+        generator=generator,
+    )
+
+
+def _balanced(labels: Int64[Tensor, "n"], count: int) -> Int64[Tensor, "m"]:
+    """The first points of each class in turn, `count` in all."""
+    order = torch.argsort(labels, stable=True)
+    rank = torch.empty_like(order)
+    sizes = torch.bincount(labels)
+    rank[order] = torch.cat([torch.arange(size, device=labels.device) for size in sizes.tolist()])
+    return torch.argsort(rank * len(sizes) + labels)[:count]
+
+
+def _check_sizes(settings: Settings, dataset: Dataset) -> None:
+    have = min(len(dataset.y_train), len(dataset.y_test))
+    largest = max(settings.ots_points, default=0)
+    if largest > have:
+        raise ValueError(
+            f"ots_points={settings.ots_points}: {largest} is more than the {have} points of the smaller part"
+        )
+
+
+def _rounded(values: Tensor) -> list[Any]:
+    """Coordinates of a figure, to four digits of the largest."""
+    digits = 3 - math.floor(math.log10(values.abs().max().clamp_min(1e-12)))
+    return [[[round(c, digits) for c in point] for point in state] for state in values.double().tolist()]
+
+
+def _json(value: Any) -> Any:
+    """The same value with non-finite numbers as None, which is how JSON can say them."""
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,196 @@
+"""Scores of data tracks: how straight, how evenly spaced and how long is the path of a point through a network?
+
+A track is a tensor (steps, n, ...) of the states x_0 … x_L of n points (steps = L + 1); trailing axes are flattened.
+Pure functions score one track in memory; `Accumulator` scores a whole data set batch by batch.
+Used by the chapters on the set-up and the experiments. Source: arXiv:2102.09235, eqs 9, 35, 42–44.
+
+| symbol | identifier | meaning |
+|---|---|---|
+| x_l | track[l] | state after l blocks |
+| L | steps - 1 | number of segments |
+| LSR | line_shape_ratio | Σ‖x_{l+1} − x_l‖ / ‖x_L − x_0‖ ≥ 1 |
+| LSS | line_shape_score | L / ‖Σ u_l‖ ≥ 1, u_l the unit vector of segment l |
+| A | action | L · mean Σ‖x_{l+1} − x_l‖² |
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+# A point whose whole path is below this many roundings of its largest state has not moved: what is left is noise.
+_ROUNDINGS = 8
+
+
+def line_shape_ratio(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, "n"]:
+    """Length of the track over the distance of its ends, LSR = Σ_l ‖x_{l+1} − x_l‖ / ‖x_L − x_0‖, in [1, ∞].
+
+    Equal to 1 iff the track is straight and never turns back, whatever the spacing; infinite for a closed track.
+
+    Raises:
+        ValueError: for fewer than two states, non-finite values, or a point that never moves.
+    Source: paper eq. (42).
+    """
+    return _measure(track).require_moving().ratio
+
+
+def line_shape_score(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, "n"]:
+    """Straightness with every segment rescaled to length 1, LSS = L / ‖Σ_l u_l‖, in [1, ∞].
+
+    u_l = (x_{l+1} − x_l) / ‖x_{l+1} − x_l‖; equal to 1 iff all segments point the same way. Orthogonal segments give
+    √L. A segment of length zero has no direction: it is left out of the sum and of L. The score ignores spacing, so
+    it is not a distance from a geodesic: that also asks for equal steps (`action`).
+
+    Raises:
+        ValueError: for fewer than two states, non-finite values, or a point that never moves.
+    Source: paper eqs (43)–(44).
+    """
+    return _measure(track).require_moving().score
+
+
+def segment_shares(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, "layers n"]:
+    """Share of each segment in the length of its track; sums to 1 over axis 0.
+
+    Raises:
+        ValueError: for fewer than two states, non-finite values, or a point that never moves.
+    Source: paper, Tables 2–3.
+    """
+    return _measure(track).require_moving().shares
+
+
+def action(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, ""]:
+    """Discrete kinetic action A = L · mean over points of Σ_l ‖x_{l+1} − x_l‖².
+
+    A ≥ `displacement_squared` ≥ W₂²: equality on the left iff every track is straight with equal steps.
+
+    Raises:
+        ValueError: for fewer than two states or non-finite values.
+    Source: paper eq. (9).
+    """
+    lengths = _measure(track).lengths
+    return len(lengths) * lengths.square().sum(0).mean()
+
+
+def displacement_squared(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, ""]:
+    """Mean over points of ‖x_L − x_0‖²: the cost of the network's own pairing of input and output.
+
+    Raises:
+        ValueError: for fewer than two states or non-finite values.
+    Source: paper, text after eq. (9).
+    """
+    return _measure(track).chord.square().mean()
+
+
+def track_distance(
+    track_a: Float[Tensor, "steps n *state"], track_b: Float[Tensor, "steps n *state"]
+) -> Float[Tensor, "n"]:
+    """Distance of two tracks, the minimum over layers of ‖a_l − b_l‖, for n pairs of points.
+
+    Raises:
+        ValueError: for fewer than two states or non-finite values.
+    Source: paper Definition 3, eq. (35).
+    """
+    return (_flatten(track_a) - _flatten(track_b)).norm(dim=-1).amin(0)
+
+
+class Accumulator:
+    """Scores of a data set from its batches, in the memory of one batch and a few numbers a point.
+
+    `update` takes the tracks of a batch; `summary` returns means over all points seen. Points that never move (a
+    collapsed network) have no direction: they are counted in `still_share` and left out of the scores, which are None
+    if no point moves.
+    """
+
+    def __init__(self) -> None:
+        self._batches: list[_Geometry] = []
+
+    def update(self, track: Float[Tensor, "steps n *state"]) -> None:
+        """Add the tracks of a batch of points."""
+        self._batches.append(_measure(track))
+
+    def summary(self) -> dict[str, float | int | list[float] | None]:
+        """Means over points of every score; `*_sd` is the spread over points, not over networks.
+
+        Raises:
+            ValueError: if no batch was added.
+        """
+        if not self._batches:
+            raise ValueError("no track was added; call update(track) at least once")
+        points = _Geometry(*(torch.cat(parts, -1).double() for parts in zip(*self._batches, strict=True)))
+        moving = points.only(points.moves)
+        squares = points.lengths.square().mean(1)
+        return {
+            "n": points.chord.numel(),
+            "still_share": 1 - moving.chord.numel() / points.chord.numel(),
+            **_describe("lsr", moving.ratio),
+            **_describe("lss", moving.score),
+            "segment_shares": moving.shares.mean(1).tolist() if moving.chord.numel() else None,
+            "action": len(squares) * squares.sum().item(),
+            "displacement_squared": points.chord.square().mean().item(),
+            "step_squared": squares.tolist(),
+            "state_squared": points.norms.square().mean(1).tolist(),
+        }
+
+
+class _Geometry(NamedTuple):
+    """What the scores need of the tracks of n points."""
+
+    lengths: Float[Tensor, "layers n"]  # ‖x_{l+1} − x_l‖
+    chord: Float[Tensor, "n"]  # ‖x_L − x_0‖
+    resultant: Float[Tensor, "n"]  # ‖Σ u_l‖
+    norms: Float[Tensor, "steps n"]  # ‖x_l‖
+    floor: Float[Tensor, "n"]  # length below which a track is rounding noise
+
+    @property
+    def moves(self) -> Bool[Tensor, "n"]:
+        return self.lengths.sum(0) > self.floor
+
+    @property
+    def ratio(self) -> Float[Tensor, "n"]:
+        return self.lengths.sum(0) / self.chord
+
+    @property
+    def score(self) -> Float[Tensor, "n"]:
+        return (self.lengths > 0).sum(0) / self.resultant
+
+    @property
+    def shares(self) -> Float[Tensor, "layers n"]:
+        return self.lengths / self.lengths.sum(0)
+
+    def only(self, keep: Bool[Tensor, "n"]) -> "_Geometry":
+        return _Geometry(*(part[..., keep] for part in self))
+
+    def require_moving(self) -> "_Geometry":
+        if still := int((~self.moves).sum()):
+            raise ValueError(f"{still} of {len(self.chord)} points never move: no direction to score; drop them first")
+        return self
+
+
+def _measure(track: Float[Tensor, "steps n *state"]) -> _Geometry:
+    states = _flatten(track)
+    segments = states.diff(dim=0)
+    lengths, norms = segments.norm(dim=-1), states.norm(dim=-1)
+    chord = (states[-1] - states[0]).norm(dim=-1)
+    finfo = torch.finfo(states.dtype)
+    units = segments.div_(lengths.clamp_min(finfo.tiny)[..., None])
+    return _Geometry(lengths, chord, units.sum(0).norm(dim=-1), norms, _ROUNDINGS * finfo.eps * norms.amax(0))
+
+
+def _flatten(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, "steps n d"]:
+    if track.shape[0] < 2:
+        raise ValueError(f"a track needs at least 2 states on axis 0, got shape {tuple(track.shape)}; record x_0 too")
+    states = track.reshape(*track.shape[:2], -1)
+    if bad := int((~states.isfinite()).any(-1).any(0).sum()):
+        raise ValueError(f"{bad} of {states.shape[1]} tracks hold non-finite values; a diverged network has no score")
+    return states
+
+
+def _describe(name: str, values: Float[Tensor, "n"]) -> dict[str, float | None]:
+    if not len(values):
+        return {f"{name}_{what}": None for what in ("mean", "median", "sd")}
+    return {
+        f"{name}_mean": values.mean().item(),
+        f"{name}_median": values.median().item(),
+        f"{name}_sd": values.std(correction=0).item(),
+    }
