@@ -178,15 +178,13 @@ def _torchvision(name: str, root: Path, download: bool) -> _Raw:
     for train, size in zip((True, False), sizes, strict=True):
         try:
             parts.append(getattr(torchvision.datasets, kind)(root, train=train, download=download))
-        except RuntimeError as error:  # torchvision: not found, or an archive with a wrong checksum
-            raise FileNotFoundError(
-                f"no intact {kind} under {root.absolute()}; set GEODESIC_DATA or root to the folder that holds it, "
-                f"or pass download=True ({error})"
-            ) from error
-        except (ValueError, TypeError, EOFError, OSError) as error:  # a file cut short or of another format
-            raise ValueError(
-                f"{kind} under {root.absolute()} is damaged ({error}); delete it and download again"
-            ) from error
+        except (RuntimeError, ValueError, TypeError, EOFError, OSError) as error:
+            if "not found" in str(error):  # torchvision's words for a missing file or a wrong checksum
+                raise FileNotFoundError(
+                    f"no intact {kind} under {root.absolute()}; set GEODESIC_DATA or root to the folder that holds it, "
+                    f"or pass download=True ({error})"
+                ) from error
+            raise ValueError(f"{kind} under {root.absolute()} is damaged ({error}); download it again") from error
         if len(parts[-1].data) != size or len(parts[-1].targets) != size:
             raise ValueError(
                 f"{kind} under {root.absolute()} holds {len(parts[-1].data)} points, not {size}; download it again"

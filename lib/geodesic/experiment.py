@@ -48,9 +48,10 @@ class Settings(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # JSON, papermill and the shell hand lists over; the hash must not depend on who called.
+        # One run, one hash: 0 and 0.0, or another order of the subsets, are the same settings.
         object.__setattr__(self, "ots_points", tuple(sorted(self.ots_points)))
-        object.__setattr__(self, "weight_decay", float(self.weight_decay))
+        for name in ("weight_decay", "learning_rate", "momentum"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         for name, choices in (("network", networks.NETWORKS), ("norm", networks.NORMS), ("labels", LABELS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}")
@@ -66,7 +67,7 @@ class Settings(Recipe):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Settings":
-        """Settings from JSON values.
+        """Settings from JSON values, where a tuple is a list.
 
         Raises:
             ValueError: for a field that does not exist.
@@ -74,7 +75,7 @@ class Settings(Recipe):
         known = [f.name for f in fields(cls)]
         if unknown := sorted(values.keys() - set(known)):
             raise ValueError(f"unknown setting {', '.join(unknown)}; there are: {', '.join(known)}")
-        return cls(**values)
+        return cls(**values | {"ots_points": tuple(values.get("ots_points", cls.ots_points))})
 
 
 def run(

@@ -10,10 +10,11 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -102,6 +103,26 @@ def rows(folder: str | os.PathLike[str], part: str = "test") -> list[dict[str, A
     if part not in ("train", "test"):
         raise ValueError(f"part={part!r} must be 'train' or 'test'")
     return [_row(record, part) for record in load(folder)]
+
+
+class Summary(NamedTuple):
+    """Mean and sample standard deviation of n runs; the deviation of a single run is not known and stands as 0."""
+
+    mean: float
+    sd: float
+    n: int
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], by: Sequence[str], value: str) -> dict[tuple[Any, ...], Summary]:
+    """Mean ± sd of a value over the rows that agree in `by`, in ascending order of these keys; None is left out."""
+    groups: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        if row[value] is not None:
+            groups.setdefault(tuple(row[key] for key in by), []).append(row[value])
+    return {
+        key: Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+        for key, values in sorted(groups.items())
+    }
 
 
 def _row(record: Record, part: str) -> dict[str, Any]:

@@ -1,0 +1,204 @@
+"""Data sets: shapes, normalisation, fingerprints, and one clear error for every kind of damage."""
+
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from geodesic import data
+from PIL import Image
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEODESIC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path, cache):
+    """Two classes of 4×6 images, three a class for training and two for testing; class 1 is brighter."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 3), ("test", 2)):
+        for label, name in enumerate(("cat", "dog")):
+            sub = tmp_path / "pets" / part / name
+            sub.mkdir(parents=True)
+            for i in range(count):
+                image = rng.integers(0, 100, (4, 6, 3), dtype=np.uint8) + 150 * label
+                Image.fromarray(image.astype(np.uint8)).save(sub / f"{i}.png")
+    return tmp_path / "pets"
+
+
+@pytest.mark.parametrize("name", ["digits", "moons", "circles", "spirals"])
+def test_bundled_sets_are_normalised_by_the_training_set(name):
+    """Mean 0 and deviation 1 per channel of the training set. Rounding of float32 sums."""
+    got = data.load(name)
+    axes = [axis for axis in range(got.x_train.ndim) if axis != 1]
+    torch.testing.assert_close(got.x_train.mean(axes), torch.zeros(got.x_train.shape[1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(got.x_train.std(axes), torch.ones(got.x_train.shape[1]), atol=1e-5, rtol=0)
+    assert got.y_train.dtype == torch.int64
+    assert set(got.y_test.tolist()) == set(range(len(got.classes)))
+
+
+def test_loading_twice_gives_the_same_fingerprint_and_points():
+    a, b = data.load("spirals"), data.load("spirals")
+    assert a.fingerprint == b.fingerprint
+    assert (a.x_train == b.x_train).all()
+
+
+def test_fingerprints_tell_sets_apart():
+    assert len({data.load(name).fingerprint for name in ("digits", "moons", "circles", "spirals")}) == 4
+
+
+def test_folder_reads_every_image_with_its_label(folder):
+    """Class 1 is brighter: labels survive the mixing of the order."""
+    got = data.load(f"folder:{folder}")
+    assert got.x_train.shape == (6, 3, 4, 6)
+    assert got.classes == ("cat", "dog")
+    bright = got.x_train.mean((1, 2, 3)) > 0
+    assert (bright.long() == got.y_train).all()
+    assert sorted(got.y_test.tolist()) == [0, 0, 1, 1]
+
+
+def test_folder_is_decoded_once(folder, cache, monkeypatch):
+    first = data.load(f"folder:{folder}")
+    monkeypatch.setattr(data, "_read_image", lambda _: pytest.fail("decoded again"))
+    assert data.load(f"folder:{folder}").fingerprint == first.fingerprint
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_changed_image_is_noticed(folder):
+    before = data.load(f"folder:{folder}").fingerprint
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(folder / "train" / "cat" / "0.png")
+    assert data.load(f"folder:{folder}").fingerprint != before
+
+
+def test_a_torn_cache_is_made_again(folder, cache):
+    before = data.load(f"folder:{folder}").fingerprint
+    (cached,) = cache.iterdir()
+    cached.write_bytes(cached.read_bytes()[:50])
+    assert data.load(f"folder:{folder}").fingerprint == before
+
+
+def test_folder_names_the_unreadable_image(folder):
+    bad = folder / "test" / "dog" / "0.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"cannot read image .*dog/0.png"):
+        data.load(f"folder:{folder}")
+
+
+def test_folder_names_the_image_of_another_size(folder):
+    Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(folder / "train" / "dog" / "1.png")
+    with pytest.raises(ValueError, match=r"resize it"):
+        data.load(f"folder:{folder}")
+
+
+def test_folder_refuses_other_classes_in_the_test_set(folder):
+    (folder / "test" / "dog").rename(folder / "test" / "wolf")
+    with pytest.raises(ValueError, match="class folders differ between train and test: dog, wolf"):
+        data.load(f"folder:{folder}")
+
+
+def test_folder_refuses_an_empty_class(folder):
+    for image in (folder / "train" / "cat").iterdir():
+        image.unlink()
+    with pytest.raises(ValueError, match="cat holds no image"):
+        data.load(f"folder:{folder}")
+
+
+def test_folder_says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*train; an image folder needs"):
+        data.load(f"folder:{tmp_path}")
+
+
+def write_mnist(root, n_train=60_000, n_test=10_000):
+    """MNIST's own file format, filled with its index; big-endian headers."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, n in (("train", n_train), ("t10k", n_test)):
+        images = np.zeros((n, 28, 28), np.uint8)
+        images[:, 0, 0] = np.arange(n) % 251
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, n, 28, 28) + images.tobytes())
+        labels = (np.arange(n) % 10).astype(np.uint8)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, n) + labels.tobytes())
+    return raw
+
+
+def test_mnist_reads_its_own_format(tmp_path, monkeypatch):
+    write_mnist(tmp_path)
+    monkeypatch.setenv("GEODESIC_DATA", str(tmp_path))
+    got = data.load("mnist")
+    assert got.x_train.shape == (60_000, 1, 28, 28)
+    assert got.y_test[:12].tolist() == [*range(10), 0, 1]
+
+
+def test_mnist_cut_short_is_refused(tmp_path):
+    raw = write_mnist(tmp_path)
+    images = raw / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:100_000])
+    with pytest.raises(ValueError, match=r"MNIST under .* is damaged"):
+        data.load("mnist", tmp_path)
+
+
+def test_mnist_of_another_size_is_refused(tmp_path):
+    write_mnist(tmp_path, n_train=500)
+    with pytest.raises(ValueError, match="holds 500 points, not 60000"):
+        data.load("mnist", tmp_path)
+
+
+def test_cifar100_reads_its_own_format(tmp_path, monkeypatch):
+    """A small archive in CIFAR-100's layout, its sizes and checksums patched to match."""
+    import torchvision
+
+    parts = {}
+    for name, n in (("train", 50), ("test", 20)):
+        images = np.arange(n, dtype=np.uint8)[:, None].repeat(3072, 1)
+        parts[name] = {"data": images, "fine_labels": list(range(n))}
+    parts["meta"] = {"fine_label_names": [f"class {k}" for k in range(100)]}
+    base = tmp_path / "cifar-100-python"
+    base.mkdir()
+    kind = torchvision.datasets.CIFAR100
+    for name, content in parts.items():
+        (base / name).write_bytes(pickle.dumps(content))
+    monkeypatch.setattr(kind, "_check_integrity", lambda _: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
+    monkeypatch.setitem(data._TORCHVISION, "cifar100", ("CIFAR100", 50, 20))
+    got = data.load("cifar100", tmp_path)
+    assert got.x_train.shape == (50, 3, 32, 32)
+    assert got.y_train.tolist() == list(range(50))
+    assert len(got.classes) == 100
+
+
+def test_missing_sets_name_the_folder_and_the_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"no intact CIFAR10 under {tmp_path}; set GEODESIC_DATA"):
+        data.load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "folder:", ""])
+def test_refuses_unknown_names(name):
+    with pytest.raises(ValueError, match="is unknown; choose one of digits, mnist"):
+        data.load(name)
+
+
+def test_subsets_are_nested():
+    whole = data.load("digits")
+    small = whole.take(10, 5)
+    assert (small.x_train == whole.x_train[:10]).all()
+    assert len(small.y_test) == 5
+    assert small.fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("n", [0, 1438])
+def test_refuses_more_points_than_there_are(n):
+    with pytest.raises(ValueError, match=f"n_train={n} is not within 1 … 1437, the points that 'digits' has"):
+        data.load("digits").take(n)
+
+
+def test_shuffled_labels_keep_their_counts_and_lose_their_points(generator):
+    """A permutation: the same histogram; about a tenth of ten balanced classes stays in place."""
+    true = data.load("digits")
+    shuffled = true.shuffle_labels(generator)
+    assert (torch.bincount(true.y_train) == torch.bincount(shuffled.y_train)).all()
+    assert (true.y_train == shuffled.y_train).float().mean() < 0.2
+    assert (true.y_test == shuffled.y_test).all()

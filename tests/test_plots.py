@@ -1,0 +1,73 @@
+"""Figures: one SVG for light and dark, alternative text, sliders that swap only what moves."""
+
+import json
+import re
+from xml.etree import ElementTree
+
+import pytest
+from geodesic import plots
+
+
+def figure():
+    fig, ax = plots.subplots()
+    ax.plot([0, 1], [0, 1], color=plots.COLOURS["resnet"])
+    (dot,) = ax.plot([0], [0], "o")
+    dot.set_gid("dot")
+    return fig, dot
+
+
+def test_ink_follows_the_page():
+    """No text or axis colour is left in the markup; the stand-in is gone."""
+    markup = plots.show(figure()[0], "A line.")._repr_mimebundle_()["text/html"]
+    assert "currentColor" in markup
+    assert plots._INK not in markup
+    assert "#000000" not in markup
+
+
+def test_markup_is_well_formed_and_described():
+    markup = plots.show(figure()[0], 'Rises from 0 to "1" <slowly>.')._repr_mimebundle_()["text/html"]
+    svg = ElementTree.fromstring(markup)[0]
+    assert svg.get("aria-label") == 'Rises from 0 to "1" <slowly>.'
+    assert svg.get("role") == "img"
+    assert svg.get("width") is None  # as wide as the column
+
+
+def test_same_figure_same_bytes():
+    a, b = (plots.show(figure()[0], "A line.")._repr_mimebundle_() for _ in range(2))
+    assert a == b
+
+
+def test_paper_gets_a_png():
+    bundle = plots.show(figure()[0], "A line.")._repr_mimebundle_()
+    assert bundle["image/png"].startswith("iVBOR")  # base64 of the PNG signature
+    assert bundle["text/plain"] == "A line."
+
+
+def test_slider_swaps_only_what_moves():
+    fig, dot = figure()
+    dot.axes.lines[0].set_gid("still")
+
+    def update(value):
+        dot.set_data([value], [value])
+        return f"The dot is at {value}."
+
+    markup = plots.interactive(fig, update, [0.0, 0.5, 1.0], label="place")._repr_mimebundle_()["text/html"]
+    payload = json.loads(re.search(r'<script type="application/json">(.*?)</script>', markup, re.DOTALL)[1])
+    assert payload["gids"] == ["dot"]
+    assert len(payload["frames"]) == 3
+    assert len({frame[0] for frame in payload["frames"]}) == 3
+    assert payload["texts"][1] == "The dot is at 0.5."
+    assert 'aria-valuetext="The dot is at 0.0."' in markup
+    assert 'max="2"' in markup
+
+
+def test_refuses_a_figure_without_words():
+    with pytest.raises(ValueError, match="needs an alternative text"):
+        plots.show(figure()[0], " ")
+
+
+def test_refuses_a_slider_with_nothing_to_move():
+    fig, dot = figure()
+    dot.set_gid(None)
+    with pytest.raises(ValueError, match="0 artists with a gid and 3 values"):
+        plots.interactive(fig, str, [1, 2, 3], label="x")

@@ -1,0 +1,187 @@
+"""Scores of tracks against closed forms and invariances."""
+
+import math
+
+import pytest
+import torch
+from geodesic import tracks
+
+SCORES = [tracks.line_shape_ratio, tracks.line_shape_score]
+
+
+def random_track(generator, steps=6, n=40, d=7, dtype=torch.float64):
+    return torch.randn(steps, n, d, generator=generator, dtype=dtype).cumsum(0)
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_straight_track_scores_one_whatever_its_spacing(score, dtype):
+    """A straight line attains the triangle inequality. Rounding of the type."""
+    place = torch.tensor([0.0, 1, 3, 3.5, 9], dtype=dtype)
+    track = place[:, None, None] * torch.ones(1, 3, 4, dtype=dtype)
+    got = score(track)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got, torch.ones(3, dtype=dtype))
+
+
+def test_orthogonal_steps_of_any_length_score_root_L():
+    """‖Σ u_l‖ = √L for orthonormal u_l, so LSS = L/√L; lengths do not matter."""
+    steps = torch.diag(torch.tensor([1.0, 5, 0.1, 2, 3, 7, 0.5, 4], dtype=torch.float64))
+    track = torch.cat([torch.zeros(1, 8, dtype=torch.float64), steps.cumsum(0)])[:, None, :]
+    torch.testing.assert_close(tracks.line_shape_score(track).item(), math.sqrt(8))
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_right_angle_zigzag_scores_root_two(score):
+    """2k unit steps in turn along two axes end at distance k√2."""
+    t = torch.arange(11, dtype=torch.float64)
+    track = torch.stack([(t / 2).ceil(), (t / 2).floor()], -1)[:, None, :]
+    torch.testing.assert_close(score(track).item(), math.sqrt(2))
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("angle", [0.5, 2.0, 3.0])
+def test_circle_arc(score, angle):
+    """L chords 2 sin(α/2L) over one chord 2 sin(α/2)."""
+    steps = 5
+    t = torch.linspace(0, angle, steps + 1, dtype=torch.float64)
+    track = torch.stack([t.cos(), t.sin()], -1)[:, None, :]
+    want = steps * math.sin(angle / (2 * steps)) / math.sin(angle / 2)
+    torch.testing.assert_close(score(track).item(), want)
+
+
+def test_there_and_back_is_infinite():
+    """Two opposite unit vectors sum to zero."""
+    track = torch.tensor([0.0, 1, 0]).double()[:, None, None]
+    assert tracks.line_shape_score(track).item() == math.inf
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_scores_are_at_least_one(score, generator):
+    """Triangle inequality. Rounding of float64."""
+    assert (score(random_track(generator)) >= 1 - 1e-12).all()
+
+
+@pytest.mark.parametrize("score", [*SCORES, tracks.segment_shares])
+def test_scores_ignore_shift_rotation_and_scale(score, generator):
+    """The scores are functions of angles and ratios of lengths. Float64 algebra."""
+    track = random_track(generator)
+    rotation, _ = torch.linalg.qr(torch.randn(7, 7, generator=generator, dtype=torch.float64))
+    torch.testing.assert_close(score(3.7 * track @ rotation + 2.0), score(track), rtol=1e-10, atol=0)
+
+
+def test_scores_follow_a_permutation_of_the_points(generator):
+    track = random_track(generator)
+    order = torch.randperm(40, generator=generator)
+    torch.testing.assert_close(tracks.line_shape_score(track[:, order]), tracks.line_shape_score(track)[order])
+
+
+def test_image_shaped_states_are_flattened(generator):
+    """The score of (steps, n, c, h, w) is that of (steps, n, c·h·w), also when not contiguous."""
+    track = random_track(generator, d=12).reshape(6, 40, 3, 2, 2)
+    flat = track.reshape(6, 40, 12)
+    torch.testing.assert_close(tracks.line_shape_score(track), tracks.line_shape_score(flat))
+    swapped = track.transpose(2, 4)
+    torch.testing.assert_close(tracks.line_shape_ratio(swapped), tracks.line_shape_ratio(flat))
+
+
+def test_segment_shares_of_known_steps_and_sum():
+    """Steps 1, 2, 5 along a line have shares 1/8, 2/8, 5/8."""
+    track = torch.tensor([0.0, 1, 3, 8]).double()[:, None, None].expand(4, 2, 3)
+    want = torch.tensor([1.0, 2, 5]).double()[:, None].expand(3, 2) / 8
+    torch.testing.assert_close(tracks.segment_shares(track), want)
+
+
+def test_action_equals_squared_displacement_for_equal_straight_steps(generator):
+    """Equality in Cauchy–Schwarz: L · L · (|D|/L)² = |D|². Float64 algebra."""
+    end = torch.randn(20, 5, generator=generator, dtype=torch.float64)
+    track = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None, None] * end
+    torch.testing.assert_close(tracks.action(track), tracks.displacement_squared(track), rtol=1e-12, atol=0)
+
+
+def test_action_bounds_squared_displacement(generator):
+    track = random_track(generator)
+    assert tracks.action(track) > tracks.displacement_squared(track)
+
+
+def test_action_of_a_single_jump_is_L_times_its_square():
+    """One step of length 1 among 10: A = 10 · 1."""
+    track = torch.zeros(11, 1, 2, dtype=torch.float64)
+    track[6:, :, 0] = 1
+    assert tracks.action(track).item() == 10
+    assert tracks.line_shape_score(track).item() == 1  # steps of length zero have no direction
+
+
+def test_track_distance_is_the_closest_layer():
+    """Two points on parallel lines that approach to distance 1 at the middle state."""
+    a = torch.zeros(3, 1, 2)
+    b = torch.tensor([[[3.0, 0]], [[0, 1]], [[-3, 0]]])
+    assert tracks.track_distance(a, b).item() == 1
+
+
+def test_accumulator_equals_the_whole(generator):
+    """Batches of unequal size give the means of the whole cloud. Float64 algebra."""
+    track = random_track(generator, n=50)
+    accumulator = tracks.Accumulator()
+    for batch in track.split([7, 20, 1, 22], dim=1):
+        accumulator.update(batch)
+    got = accumulator.summary()
+    score = tracks.line_shape_score(track)
+    assert got["n"] == 50
+    assert got["lss_mean"] == pytest.approx(score.mean().item(), rel=1e-12)
+    assert got["lss_median"] == pytest.approx(score.median().item(), rel=1e-12)
+    assert got["lss_sd"] == pytest.approx(score.std(correction=0).item(), rel=1e-12)
+    assert got["lsr_mean"] == pytest.approx(tracks.line_shape_ratio(track).mean().item(), rel=1e-12)
+    assert got["action"] == pytest.approx(tracks.action(track).item(), rel=1e-12)
+    assert got["displacement_squared"] == pytest.approx(tracks.displacement_squared(track).item(), rel=1e-12)
+    assert got["segment_shares"] == pytest.approx(tracks.segment_shares(track).mean(1).tolist(), rel=1e-12)
+    assert got["state_squared"] == pytest.approx(track.square().sum(-1).mean(1).tolist(), rel=1e-12)
+
+
+def test_accumulator_leaves_out_points_that_stand_still(generator):
+    """A point that moves by rounding only has no direction: it is counted, not scored."""
+    track = random_track(generator, n=4, dtype=torch.float32)
+    track[:, 0] = 1e3 * track[0, 0]
+    track[3, 0] *= 1 + 1e-7
+    accumulator = tracks.Accumulator()
+    accumulator.update(track)
+    got = accumulator.summary()
+    assert got["still_share"] == 0.25
+    assert got["lss_mean"] == pytest.approx(tracks.line_shape_score(track[:, 1:]).mean().item(), rel=1e-6)
+
+
+def test_accumulator_of_a_frozen_network_has_no_score():
+    accumulator = tracks.Accumulator()
+    accumulator.update(torch.ones(3, 5, 2))
+    got = accumulator.summary()
+    assert got["still_share"] == 1
+    assert got["lss_mean"] is None
+    assert got["segment_shares"] is None
+
+
+@pytest.mark.parametrize("score", [*SCORES, tracks.segment_shares])
+def test_refuses_a_point_that_never_moves(score, generator):
+    track = random_track(generator, n=3)
+    track[:, 1] = track[0, 1]
+    with pytest.raises(ValueError, match="1 of 3 points never move"):
+        score(track)
+
+
+@pytest.mark.parametrize("score", [*SCORES, tracks.segment_shares, tracks.action])
+def test_refuses_a_single_state(score):
+    with pytest.raises(ValueError, match=r"at least 2 states on axis 0, got shape \(1, 4, 2\)"):
+        score(torch.zeros(1, 4, 2))
+
+
+@pytest.mark.parametrize("score", [*SCORES, tracks.action])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_refuses_non_finite_states(score, bad, generator):
+    track = random_track(generator, n=5)
+    track[2, 3, 0] = bad
+    with pytest.raises(ValueError, match="1 of 5 tracks hold non-finite values"):
+        score(track)
+
+
+def test_accumulator_refuses_to_summarise_nothing():
+    with pytest.raises(ValueError, match="no track was added"):
+        tracks.Accumulator().summary()
