@@ -7,6 +7,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Several processes share the cores: one thread each, or they fight.
+test: export OMP_NUM_THREADS := 1
 # The code that a chapter's output depends on besides its own cells.
 LIBRARY := $(wildcard lib/geodesic/*.py) requirements.txt
 RECORDS := $(shell find results -name '*.json' 2>/dev/null)
@@ -34,8 +36,7 @@ _build/inputs: $(LIBRARY) $(RECORDS)
 	@mkdir -p _build && rm -rf _build/.jupyter_cache && touch $@
 
 test: lint pairs book  ## everything that CI checks
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 notebooks
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rs --nbval-lax --nbval-cell-timeout=300 tests notebooks
 
 lint: .venv/installed  ## style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q .
@@ -48,7 +49,7 @@ notebooks: .venv/installed  ## write the notebooks from the chapters' text
 
 lock: .venv/installed  ## compile requirements.in into requirements.txt
 	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q requirements.in -o requirements.txt
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --index-strategy first-index -q requirements.in -o requirements.txt
 
 clean:  ## remove what the build made; keep .venv
 	rm -rf _build .ruff_cache

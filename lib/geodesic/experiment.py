@@ -106,7 +106,7 @@ def run(
     Raises:
         ValueError: for settings that do not fit the data.
     """
-    start = time.perf_counter()
+    clock = time.perf_counter()
     dataset = data.load(settings.dataset, root, device=device, download=download).take(
         settings.n_train, settings.n_test
     )
@@ -118,6 +118,12 @@ def run(
     checkpoint = Path(checkpoints) / f"{records.name(settings.to_dict())}.safetensors" if checkpoints else None
     plane_points = _balanced(dataset.y_train, settings.plane_points)
 
+    def seconds(progress: Progress) -> float:
+        """Wall time of the run so far, interruptions not counted."""
+        nonlocal clock
+        before, clock = clock, time.perf_counter()
+        return round((progress.history[-1]["seconds"] if progress.history else 0) + clock - before, 2)
+
     def on_epoch(progress: Progress) -> dict[str, Any]:
         network.eval()
         with torch.inference_mode():
@@ -126,7 +132,7 @@ def run(
         n = settings.eval_points
         return {
             "epoch": progress.epoch,
-            "seconds": round(time.perf_counter() - start, 2),
+            "seconds": seconds(progress),
             "train": evaluate(network, dataset.x_train[:n], dataset.y_train[:n]),
             "test": evaluate(network, dataset.x_test[:n], dataset.y_test[:n]),
         }
@@ -134,7 +140,7 @@ def run(
     progress = training.train(
         network, dataset, settings, generator=generator, on_epoch=on_epoch, checkpoint=checkpoint, show=show
     )
-    trained = time.perf_counter() - start
+    trained = progress.history[-1]["seconds"]
     status, final = _final(network, dataset, settings, progress)
     record = {
         "settings": settings.to_dict(),
@@ -143,8 +149,8 @@ def run(
         "final": final,
         "weights": probes.weight_norms(network) if final else None,
         "plane": _plane(progress, dataset.y_train[plane_points], settings) if final else None,
-        "provenance": records.provenance(device, time.perf_counter() - start)
-        | {"training_seconds": round(trained, 2), "data": dataset.source, "data_fingerprint": dataset.fingerprint},
+        "provenance": records.provenance(device, seconds(progress))
+        | {"training_seconds": trained, "data": dataset.source, "data_fingerprint": dataset.fingerprint},
     }
     return _json(record)
 
