@@ -128,7 +128,7 @@ def run(
         network.eval()
         with torch.inference_mode():
             states = network.tracks(dataset.x_train[plane_points])
-        progress.snapshots |= {f"{k}.{progress.epoch}": track for k, track in enumerate(states)}
+        progress.snapshots |= {f"{k}.{progress.epoch}": probes.sketch(track) for k, track in enumerate(states)}
         n = settings.eval_points
         return {
             "epoch": progress.epoch,
@@ -238,7 +238,7 @@ def _plane(progress: Progress, labels: Tensor, settings: Settings) -> dict[str, 
         paths = []
         for epoch in range(last + 1):
             track = progress.snapshots[f"{k}.{epoch}"]
-            paths.append(((track.flatten(2) if track.ndim > 3 else track) - centre) @ axes)
+            paths.append((track - centre) @ axes)
         stages.append({"variance_share": share, "tracks": [_rounded(path) for path in paths]})
     return {"labels": labels.tolist(), "stages": stages}
 
