@@ -36,7 +36,7 @@ def _add_run(commands: Any) -> None:
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             help=field.metadata["help"],
-            default=list(field.default) if isinstance(field.default, tuple) else field.default,
+            default=field.default,
             **_kind(typing.get_type_hints(experiment.Settings)[field.name]),
         )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the record")
@@ -48,11 +48,12 @@ def _add_run(commands: Any) -> None:
 
 
 def _kind(hint: Any) -> dict[str, Any]:
-    """Options of add_argument for a setting's type."""
-    if hint == tuple[int, ...]:
-        return {"type": int, "nargs": "*"}
+    """Options of add_argument for a setting's type; a type that may be None is that type."""
     members = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-    return {"type": members[0] if members else hint}
+    kind = members[0] if type(None) in typing.get_args(hint) else hint
+    if kind == tuple[int, ...]:
+        return {"type": int, "nargs": "*", "metavar": "N"}
+    return {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "NAME")}
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -25,6 +25,9 @@ from geodesic.training import Progress, Recipe, _setting
 LABELS = ("true", "shuffled")
 _SCORE_BATCH = 500  # points a forward pass of scoring holds
 _PAIR_POINTS = 1000  # points whose pairs are tested against Theorem 1
+_LEARNING_RATE, _TOY_LEARNING_RATE = 0.05, 0.003  # a planar state is a narrow passage: large steps blow it up
+_OTS_POINTS = (1000, 2000, 4000)
+_SMALL_OTS_POINTS = {"digits": (90, 180, 360), **dict.fromkeys(data.TOYS, (250, 500, 1000))}
 _COLLAPSED = 0.99  # a training loss above this share of the best constant answer's: nothing was learnt
 
 
@@ -32,6 +35,7 @@ _COLLAPSED = 0.99  # a training loss above this share of the best constant answe
 class Settings(Recipe):
     """Everything that decides a run's numbers; its hash names the record. Every field says what it is in metadata."""
 
+    learning_rate: float | None = _setting(None, "peak step size of SGD; None takes 0.05, or 0.003 for planar clouds")
     dataset: str = _setting("digits", f"data set: {', '.join(data.NAMES)}")
     network: str = _setting("resnet", f"architecture: {', '.join(networks.NETWORKS)}")
     norm: str = _setting("none", f"normalisation: {', '.join(networks.NORMS)}")
@@ -43,15 +47,22 @@ class Settings(Recipe):
     n_train: int | None = _setting(None, "training points used; None takes all")
     n_test: int | None = _setting(None, "test points used; None takes all")
     eval_points: int = _setting(2000, "points of each part that are scored after every epoch")
-    ots_points: tuple[int, ...] = _setting((1000, 2000, 4000), "sizes of the nested subsets for the transport score")
+    ots_points: tuple[int, ...] | None = _setting(
+        None, "sizes of the nested subsets for the transport score; None takes 1000 2000 4000, or what a small set has"
+    )
     plane_points: int = _setting(30, "training points whose tracks are kept in a plane, at every epoch")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        # One run, one hash: 0 and 0.0, or another order of the subsets, are the same settings.
-        object.__setattr__(self, "ots_points", tuple(sorted(self.ots_points)))
+        # One run, one hash: what was left open is filled in; 0 and 0.0, or another order of subsets, are the same.
+        if self.learning_rate is None:
+            object.__setattr__(
+                self, "learning_rate", _TOY_LEARNING_RATE if self.dataset in data.TOYS else _LEARNING_RATE
+            )
+        points = _SMALL_OTS_POINTS.get(self.dataset, _OTS_POINTS) if self.ots_points is None else self.ots_points
+        object.__setattr__(self, "ots_points", tuple(sorted(points)))
         for name in ("weight_decay", "learning_rate", "momentum"):
             object.__setattr__(self, name, float(getattr(self, name)))
+        super().__post_init__()
         for name, choices in (("network", networks.NETWORKS), ("norm", networks.NORMS), ("labels", LABELS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}")
@@ -75,7 +86,8 @@ class Settings(Recipe):
         known = [f.name for f in fields(cls)]
         if unknown := sorted(values.keys() - set(known)):
             raise ValueError(f"unknown setting {', '.join(unknown)}; there are: {', '.join(known)}")
-        return cls(**values | {"ots_points": tuple(values.get("ots_points", cls.ots_points))})
+        points = values.get("ots_points")
+        return cls(**values | {"ots_points": None if points is None else tuple(points)})
 
 
 def run(

@@ -41,6 +41,7 @@ class Architecture:
     classes: int
     hidden: int | None = None  # units between the two layers of a fully connected block; None: the stage's width
     embed: bool = True  # False: the first stage starts from the input itself
+    activate: bool = True  # False: blocks and head read the state without a ReLU, W₂ ReLU(W₁ x), as in paper eq. (10)
 
 
 _CIFAR_K4 = ((64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4))
@@ -53,7 +54,8 @@ ARCHITECTURES: dict[tuple[str, int], Architecture] = {
     ("cifar10", 4): Architecture((3, 32, 32), _CIFAR_K4, 5, 10),
     ("cifar100", 1): Architecture((3, 32, 32), ((32, 16, 16),), 10, 100),
     ("cifar100", 4): Architecture((3, 32, 32), _CIFAR_K4, 5, 100),
-    ("toy", 1): Architecture((2,), ((2,),), 10, 2, hidden=32, embed=False),
+    # A planar state cannot spare its negative half to a ReLU.
+    ("toy", 1): Architecture((2,), ((2,),), 10, 2, hidden=32, embed=False, activate=False),
 }
 
 
@@ -97,7 +99,7 @@ def architecture(
         first = arch.stage_shapes[0][0]
         arch = replace(arch, stage_shapes=tuple((s[0] * width // first, *s[1:]) for s in arch.stage_shapes))
         if not arch.embed and arch.stage_shapes[0] != arch.in_shape:
-            arch = replace(arch, embed=True)
+            arch = replace(arch, embed=True, activate=True)
     if depth is not None:
         _check_positive("depth", depth)
         arch = replace(arch, depth=depth)
@@ -225,22 +227,23 @@ class Stage(nn.Module):
             self.blocks = nn.ModuleList(RadialBlock(1 + 1 / arch.depth) for _ in range(arch.depth))
         else:
             block = ResidualBlock if network == "resnet" else Block
-            self.blocks = nn.ModuleList(block(shape, norm, arch.hidden) for _ in range(arch.depth))
+            self.blocks = nn.ModuleList(block(shape, norm, arch.hidden, arch.activate) for _ in range(arch.depth))
 
 
 class Block(nn.Module):
     """f(x) = W₂ ReLU(W₁ ReLU(x)), with batch normalisation before each ReLU where asked."""
 
-    def __init__(self, shape: tuple[int, ...], norm: str, hidden: int | None = None):
+    def __init__(self, shape: tuple[int, ...], norm: str, hidden: int | None = None, activate: bool = True):
         super().__init__()
         inner = (hidden, *shape[1:]) if hidden else shape
+        self.activation = nn.ReLU() if activate else nn.Identity()
         self.norm1, self.norm2 = _norm(norm, shape), _norm(norm, inner)
         self.layer1 = _resize(shape, inner, bias=norm == "none")
         self.layer2 = _resize(inner, shape, bias=norm == "none")
 
     def forward(self, x: Tensor) -> Tensor:
         """The next state of a plain network."""
-        return self.layer2(F.relu(self.norm2(self.layer1(F.relu(self.norm1(x))))))
+        return self.layer2(F.relu(self.norm2(self.layer1(self.activation(self.norm1(x))))))
 
 
 class ResidualBlock(Block):
