@@ -65,6 +65,12 @@ def subplots(rows: int = 1, columns: int = 1, *, height: float = 3.0, **options:
     return plt.subplots(rows, columns, figsize=(8, height * rows), **options)
 
 
+def shades(n: int) -> list[tuple[float, ...]]:
+    """Ordered colours, n of them, from blue to vermilion, each legible on white and on black."""
+    ramp = mpl.colors.LinearSegmentedColormap.from_list("", [COLOURS["resnet"], "#857a70", COLOURS["plain"]])
+    return [ramp(k / max(1, n - 1)) for k in range(n)]
+
+
 def against_weight_decay(
     ax: Axes, rows: Sequence[dict[str, Any]], value: str, *, by: str = "network", log: bool = False
 ) -> None:
