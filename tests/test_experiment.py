@@ -188,6 +188,7 @@ def test_command_line_writes_a_record_and_reuses_it(tmp_path, capsys):
     ("arguments", "message"),
     [
         (("--weight-decay", -1), "weight_decay=-1.0 must be finite and at least 0"),
+        (("--device", "gpu"), "device 'gpu' is not one that torch knows"),
         (("--dataset", "mars"), "data set 'mars' is unknown"),
         (("--dataset", "mnist", "--root", "/nonexistent"), "no intact MNIST under /nonexistent"),
     ],

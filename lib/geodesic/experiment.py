@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from geodesic import data, networks, probes, records, tracks, training, transport
+from geodesic import data, devices, networks, probes, records, tracks, training, transport
 from geodesic.data import Dataset
 from geodesic.networks import Network
 from geodesic.training import Progress, Recipe, _setting
@@ -119,6 +119,7 @@ def run(
         ValueError: for settings that do not fit the data.
     """
     clock = time.perf_counter()
+    device = devices.find(device)
     dataset = data.load(settings.dataset, root, device=device, download=download).take(
         settings.n_train, settings.n_test
     )

@@ -1,0 +1,248 @@
+"""Exact assignment of two clouds: `geodesic.transport` against SciPy, lapx and POT, computation of the costs included.
+
+    python benchmarks/assignment.py --n 1000 2000 4000 [--clouds FILE] [--threads 2] [--solvers ours emd ...]
+
+FILE is a safetensors file with the clouds x_0 and x_L (n, ...) of a trained network, of which the first n points are
+taken. Without one a hard synthetic pair is made: x is correlated noise, y what three random ReLU layers and ten class
+means make of it, so that hardly any point keeps its partner and the slack is small beside the cost.
+
+Every measurement is a process of its own, so that peak memory is that of one solver (clouds not counted). Ratios are of
+medians within one run, of wall time and of processor time ("busy", summed over threads: what to quote from a machine
+with other users). Peers get the costs in the fastest way that suits their precision: one matrix product, float64 except
+for lapjvs, which works in float32 and proves nothing. A peer whose next size would keep the processor busy for longer
+than --limit seconds by its growth so far is left out. Every cost found is compared with that of the first solver.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import math
+import multiprocessing
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from geodesic import records, transport
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+RELATIVE_ERROR = {"lapjvs": 1e-4}  # of the cost; float32
+ERROR = 1e-9
+
+
+def hard_clouds(n: int, d: int) -> tuple[Tensor, Tensor]:
+    """Correlated x, spectrum k^-1/2 over a floor, and y its image under a random plain network of three layers."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    rank, width = min(512, d), min(1024, d)
+    spectrum = torch.arange(1, rank + 1).pow(-0.5)
+    x = (normal(n, rank) * spectrum) @ normal(rank, d) / math.sqrt(rank) + 0.3 * normal(n, d)
+    y = x
+    for _ in range(3):
+        y = torch.relu(y @ normal(d, width) / math.sqrt(d))
+        y = 32 * y / y.norm(dim=1).mean() @ normal(width, d) / math.sqrt(width)
+    return x, torch.relu(2 * y + 0.3 * normal(10, d)[torch.arange(n) % 10])
+
+
+def dense_costs(x: Tensor, y: Tensor, dtype: torch.dtype) -> np.ndarray:
+    """All squared distances by one matrix product of the centred clouds."""
+    centre = (x.mean(0) + y.mean(0)) / 2
+    x, y = x.to(dtype) - centre, y.to(dtype) - centre
+    costs = torch.addmm(y.square().sum(1), x, y.T, alpha=-2)
+    return costs.add_(x.square().sum(1)[:, None]).numpy()
+
+
+def ours(x: Tensor, y: Tensor) -> Tensor:
+    """This project's solver."""
+    return transport.assign(x, y).permutation
+
+
+def scipy(x: Tensor, y: Tensor) -> Tensor:
+    """`scipy.optimize.linear_sum_assignment`, float64."""
+    from scipy.optimize import linear_sum_assignment
+
+    return torch.from_numpy(linear_sum_assignment(dense_costs(x, y, torch.float64))[1])
+
+
+def lapjv(x: Tensor, y: Tensor) -> Tensor:
+    """`lap.lapjv`, float64."""
+    import lap
+
+    return torch.from_numpy(lap.lapjv(dense_costs(x, y, torch.float64))[1]).long()
+
+
+def lapjvs(x: Tensor, y: Tensor) -> Tensor:
+    """`lap.lapjvs`, float32."""
+    import lap
+
+    return torch.from_numpy(np.asarray(lap.lapjvs(dense_costs(x, y, torch.float32))[2])).long()
+
+
+def emd(x: Tensor, y: Tensor) -> Tensor:
+    """`ot.emd`, float64, with its limit of iterations lifted: by default it ends early with a warning."""
+    import ot
+
+    plan = ot.emd([], [], dense_costs(x, y, torch.float64), numItermax=10**9, numThreads=torch.get_num_threads())
+    return torch.from_numpy(plan.argmax(1))
+
+
+def emd_lazy(x: Tensor, y: Tensor) -> Tensor:
+    """`ot.emd2_lazy`, float64: distances when they are asked for, no matrix."""
+    import ot
+
+    _, log = ot.emd2_lazy(x.double().numpy(), y.double().numpy(), numItermax=10**9, log=True, return_matrix=True)
+    plan = log["G"].tocoo()
+    return torch.from_numpy(plan.col[np.argsort(plan.row)]).long()
+
+
+SOLVERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    solver.__name__: solver for solver in (ours, scipy, lapjv, lapjvs, emd, emd_lazy)
+}
+
+
+def _child(connection: Any, name: str, path: str, n: int, repeats: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    with safe_open(path, "pt") as clouds:
+        x, y = (clouds.get_slice(key)[:n].reshape(n, -1) for key in ("x_0", "x_L"))
+    SOLVERS[name](x[:300, :300], y[:300, :300])  # imports and first calls
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, processor = [], []
+    for _ in range(repeats):
+        start, busy = time.perf_counter(), time.process_time()
+        sigma = SOLVERS[name](x, y)
+        seconds.append(time.perf_counter() - start)
+        processor.append(time.process_time() - busy)
+    peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    cost = statistics.fmean((x[i].double() - y[j]).square().sum().item() for i, j in enumerate(sigma.tolist()))
+    if sorted(sigma.tolist()) != list(range(n)):
+        raise RuntimeError(f"{name} did not return a permutation at n = {n}")
+    times = {"seconds": seconds, "median": statistics.median(seconds), "busy": statistics.median(processor)}
+    connection.send({**times, "peak_bytes": peak, "cost": cost})
+
+
+def measure(name: str, path: str, n: int, repeats: int, threads: int) -> dict[str, Any]:
+    """Wall seconds, peak bytes beyond the clouds and the cost of one solver at one size, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    ours_end, child_end = context.Pipe()
+    process = context.Process(target=_child, args=(child_end, name, path, n, repeats, threads))
+    process.start()
+    child_end.close()
+    try:
+        found = ours_end.recv()
+    except EOFError:
+        raise RuntimeError(f"{name} failed at n = {n}, see above; leave it out with --solvers") from None
+    process.join()
+    return found
+
+
+def forecast(rows: list[dict[str, Any]], name: str, n: int) -> float:
+    """Seconds at n by the growth of the last two sizes, at least quadratic."""
+    past = [row for row in rows if row["solver"] == name][-2:]
+    if not past:
+        return 0.0
+    exponent = max(2.0, growth(rows, name) or 3.0)
+    return past[-1]["busy"] * (n / past[-1]["n"]) ** exponent
+
+
+def growth(rows: list[dict[str, Any]], name: str) -> float | None:
+    """Exponent of busy time between the last two sizes."""
+    past = [row for row in rows if row["solver"] == name][-2:]
+    if len(past) < 2:
+        return None
+    return math.log(past[1]["busy"] / past[0]["busy"]) / math.log(past[1]["n"] / past[0]["n"])
+
+
+def run(arguments: argparse.Namespace, path: str, d: int) -> list[dict[str, Any]]:
+    """Measure and print, size by size."""
+    rows: list[dict[str, Any]] = []
+    print(" ".join(f"{title:>{width}}" for title, width in COLUMNS))
+    for n in arguments.n:
+        first = None
+        for name in arguments.solvers:
+            if forecast(rows, name, n) > arguments.limit:
+                print(f"{n:>7} {name:>9} left out: {forecast(rows, name, n):.0f} s expected")
+                continue
+            row = {"n": n, "d": d, "solver": name, **measure(name, path, n, arguments.repeats, arguments.threads)}
+            first = first or row
+            row["relative_error"] = row["cost"] / first["cost"] - 1
+            if abs(row["relative_error"]) > RELATIVE_ERROR.get(name, ERROR):
+                raise RuntimeError(
+                    f"{name} is off {first['solver']} by {row['relative_error']:.2e} of the cost at n = {n}"
+                )
+            row |= {"ratio": row["median"] / first["median"], "busy_ratio": row["busy"] / first["busy"]}
+            rows.append(row)
+            row["growth"] = growth(rows, name)
+            print_row(row)
+    return rows
+
+
+COLUMNS = [("n", 7), ("solver", 9), ("wall, s", 9), ("spread, s", 9), ("ratio", 7), ("busy, s", 9), ("ratio", 7)]
+COLUMNS += [("peak, GiB", 9), ("growth", 7)]
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """One line of the table; growth is the exponent of busy time from the size before."""
+    spread = max(row["seconds"]) - min(row["seconds"])
+    cells = [str(row["n"]), row["solver"], f"{row['median']:.2f}", f"{spread:.2f}", f"{row['ratio']:.1f}x"]
+    cells += [f"{row['busy']:.2f}", f"{row['busy_ratio']:.1f}x", f"{row['peak_bytes'] / 2**30:.2f}"]
+    cells += ["" if row["growth"] is None else f"{row['growth']:.2f}"]
+    print(" ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True)), flush=True)
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    """Write JSON so that a reader sees the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def main() -> None:
+    """Parse the command line, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--n", type=int, nargs="+", default=[1000, 2000, 4000], help="numbers of points, ascending")
+    parser.add_argument("--clouds", type=Path, help="safetensors file with x_0 and x_L; default: synthetic")
+    parser.add_argument("--dimension", type=int, default=8192, help="of the synthetic clouds")
+    parser.add_argument("--solvers", nargs="+", choices=list(SOLVERS), default=list(SOLVERS), help="the first is 1x")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--limit", type=float, default=300.0, help="busy seconds that may be expected")
+    parser.add_argument("--out", type=Path, default=records.RESULTS / "benchmarks" / "assignment.json")
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = arguments.clouds
+        if path is None:
+            path = Path(folder) / "clouds.safetensors"
+            x, y = hard_clouds(max(arguments.n), arguments.dimension)
+            save_file({"x_0": x, "x_L": y}, path)
+        with safe_open(path, "pt") as clouds:
+            shape = clouds.get_slice("x_0").get_shape()
+        if shape[0] < max(arguments.n):
+            parser.error(f"{path} holds {shape[0]} points, --n asks for {max(arguments.n)}")
+        rows = run(arguments, str(path), math.prod(shape[1:]))
+    report = {
+        "clouds": "synthetic" if arguments.clouds is None else arguments.clouds.name,
+        "options": {key: getattr(arguments, key) for key in ("n", "dimension", "solvers", "repeats", "threads")},
+        "cores": os.cpu_count(),
+        "provenance": records.provenance("cpu", time.perf_counter() - start)
+        | {package: importlib.metadata.version(package) for package in ("lapx", "POT")},
+        "rows": rows,
+    }
+    write(report, arguments.out)
+    print(f"{report['provenance']['device']}, {arguments.threads} threads; written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,371 @@
+"""Optimal transport from a continuous source onto n atoms: a stochastic Newton method with a held-out certificate.
+
+Used by book/aeot.md and `geodesic.aeot`. The Brenier potential u_h(x) = maxᵢ ⟨x, yᵢ⟩ + hᵢ sends the cell Wᵢ(h), where
+atom i attains the maximum, to yᵢ; it is optimal for the quadratic cost when every cell has mass νᵢ. The heights
+minimise the convex energy E(h) = ∫ u_h dμ − Σ νᵢhᵢ, whose gradient is μ(Wᵢ) − νᵢ and whose Hessian is the Laplacian of
+the graph of neighbouring cells. Cell masses are only seen through samples; the method uses each sample three times:
+
+1. **Test.** A batch is drawn after the heights were fixed, as independent scrambled Sobol sequences. Products of the
+   errors of *different* sequences estimate the squared relative error without the bias of sampling noise.
+2. **Step size.** The share of the observed squared error which is not noise is the Kalman gain of the step: near one
+   at first, falling like 1/k once noise dominates. Nothing is left for the user to tune.
+3. **Direction.** The best and second-best atom of a sample, when they nearly tie, are an unbiased look at a facet:
+   their counts estimate the Hessian. A damped Newton system on that graph is solved by conjugate gradients.
+
+Source: Lei, An, Guo, Su, Liu, Luo, Yau & Gu, Engineering 6 (2020), the potential and its energy; the solver is ours.
+
+| symbol | identifier | shape | meaning |
+|---|---|---|---|
+| y | points | (n, d) | atoms |
+| ν | weights | (n,) | their masses |
+| h | heights | (n,) | heights of the supporting planes, mean zero |
+| | counts | (replicates, n) | samples of each sequence in each cell |
+| τ | bandwidth | () | difference of scores below which `extend` blends |
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from geodesic import _scores, cell_graph
+from geodesic._scores import Frame, Source
+
+_REPLICATES = 8  # independent sequences in a batch
+_LOOKS = 64  # samples per atom whose second-best atom is looked up for the Hessian
+_REMEASURE = 1e3  # damping at which a step moves nothing: the batch then measures the same heights again
+_ACTIVE = 32  # atoms among which `extend` may blend
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One batch: its size, the error it measured before it was used, and the step it led to."""
+
+    batch: int
+    samples: int  # drawn so far
+    error: float  # held-out relative error, noise removed
+    standard_error: float  # of `error` squared
+    gain: float  # share of the observed error that is not noise
+    empty: int  # cells without a sample
+
+
+@dataclass(frozen=True)
+class Potential:
+    """A Brenier potential with its certificate.
+
+    Attributes:
+        marginal_error: held-out relative cell-mass error, (Σ νᵢ (μ(Wᵢ)/νᵢ − 1)²)^½, corrected for sampling noise; the
+            root mean square of n μ(Wᵢ) − 1 for equal weights.
+        standard_error: standard error of the *square* of `marginal_error`.
+        iterations: batches drawn; samples: points drawn in all of them.
+        bandwidth: median difference between best and second-best score, the default blending width of `extend`.
+    """
+
+    points: Float[Tensor, "n d"]
+    weights: Float[Tensor, " n"]
+    heights: Float[Tensor, " n"]
+    source: Source
+    marginal_error: float
+    standard_error: float
+    iterations: int
+    samples: int
+    bandwidth: float
+    history: tuple[Progress, ...] = field(repr=False, default=())
+
+    def cell(self, x: Float[Tensor, "m d"]) -> Int[Tensor, " m"]:
+        """Index of the cell of each x: the atom with the largest ⟨x, yᵢ⟩ + hᵢ. Cost O(m n d), memory O(m + n)."""
+        _check_dimension(x, self.points)
+        frame = Frame.of(self.points, self.source)
+        h = frame.shrink(self.heights)
+        return torch.cat([_scores.best(s)[0] for s in _scores.tiles(x.to(frame.atoms), frame.atoms, h)])
+
+    def transport(self, x: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+        """T(x) = ∇u_h(x), the atom of the cell of x: the optimal map, discontinuous across the facets."""
+        return self.points[self.cell(x)]
+
+    def value(self, x: Float[Tensor, "m d"]) -> Float[Tensor, " m"]:
+        """u_h(x) = maxᵢ ⟨x, yᵢ⟩ + hᵢ."""
+        cell = self.cell(x)
+        return (x * self.points[cell]).sum(1) + self.heights[cell]
+
+    def energy(self, x: Float[Tensor, "m d"]) -> float:
+        """E(h) = mean u_h(x) − Σ νᵢhᵢ: at least the mean of ⟨x, y⟩ over every plan between x and the atoms."""
+        return float(self.value(x).double().mean() - (self.weights.double() * self.heights.double()).sum())
+
+    def fold_angle(self, x: Float[Tensor, "m d"]) -> Float[Tensor, " m"]:
+        """Dihedral angle (radians) at which the supporting planes of the two best atoms of x meet.
+
+        The normals are (yᵢ, −1), with the atoms centred and brought to the spread of the source, so that the angle
+        depends neither on the units of the target nor on its place.
+        """
+        frame = Frame.of(self.points, self.source)
+        _, atoms = self._leaders(x, frame, 2)
+        return _scores.dihedral(frame.atoms[atoms[:, 0]], frame.atoms[atoms[:, -1]])
+
+    def facet(self, x: Float[Tensor, "m d"]) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"], Float[Tensor, " m"]]:
+        """Best and second-best atom of each x, and the distance of x from the hyperplane where they tie."""
+        frame = Frame.of(self.points, self.source)
+        scores, atoms = self._leaders(x, frame, 2)
+        first, second = self.points[atoms[:, 0]], self.points[atoms[:, 1]]
+        return first, second, (scores[:, 0] - scores[:, 1]) * frame.scale / (first - second).norm(dim=1)
+
+    def extend(
+        self, x: Float[Tensor, "m d"], angle: float | None = None, bandwidth: float | None = None
+    ) -> Float[Tensor, "m d"]:
+        """Continuous piecewise-linear map that agrees with `transport` where one atom leads by the bandwidth τ.
+
+        It is the gradient of u_τ(x) = max over convex weights p of Σ pᵢ(⟨x, yᵢ⟩ + hᵢ) − (τ/2)‖p‖², so it is again an
+        optimal map. Near a corner of the cells the weights p move over the face of the dual (Delaunay) triangulation
+        that belongs to the corner: the map fills the triangulation, where the discrete map only hits its vertices.
+
+        Args:
+            x: points of the source.
+            angle: when given, an atom takes part only if its plane meets that of the cell's own atom at a dihedral
+                angle below it (radians): the map then jumps across the singular set instead of bridging it.
+            bandwidth: τ; the median lead when None.
+        """
+        frame = Frame.of(self.points, self.source)
+        weights, atoms = self._blend(x, frame, angle, bandwidth)
+        return (weights[:, :, None] * self.points[atoms]).sum(1)
+
+    def singular(self, x: Float[Tensor, "m d"], angle: float, bandwidth: float | None = None) -> Bool[Tensor, " m"]:
+        """Whether `extend` would bridge two atoms at x whose planes meet at more than `angle` (radians)."""
+        frame = Frame.of(self.points, self.source)
+        weights, atoms = self._blend(x, frame, None, bandwidth)
+        turned = _scores.dihedral(frame.atoms[atoms[:, :1]], frame.atoms[atoms]) > angle
+        return (turned & (weights > 0)).any(1)
+
+    def _leaders(self, x: Tensor, frame: Frame, k: int) -> tuple[Tensor, Tensor]:
+        """The k best scores of each x, in decreasing order, and their atoms."""
+        _check_dimension(x, self.points)
+        k = min(k, len(self.points))
+        h = frame.shrink(self.heights)
+        best = [s.topk(k, dim=1) for s in _scores.tiles(x.to(frame.atoms), frame.atoms, h)]
+        return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
+
+    def _blend(self, x: Tensor, frame: Frame, angle: float | None, bandwidth: float | None) -> tuple[Tensor, Tensor]:
+        width = (self.bandwidth if bandwidth is None else bandwidth) / frame.scale
+        scores, atoms = self._leaders(x, frame, _ACTIVE)
+        if angle is not None:
+            turned = _scores.dihedral(frame.atoms[atoms[:, :1]], frame.atoms[atoms]) > angle
+            turned[:, 0] = False
+            scores = scores.masked_fill(turned, -math.inf)
+        return _scores.project_to_simplex((scores - scores[:, :1]) / max(width, 1e-30)), atoms
+
+
+def solve(
+    points: Float[Tensor, "n d"],
+    weights: Float[Tensor, " masses"] | None = None,
+    source: str = "cube",
+    tol: float = 0.05,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    start: Float[Tensor, " heights"] | None = None,
+    max_samples: int | None = None,
+) -> Potential:
+    """Heights of the optimal map from the source onto weighted atoms, certified on samples they have not seen.
+
+    Args:
+        points: distinct atoms, (n, d).
+        weights: ν, positive, summing to one; uniform when None.
+        source: "cube", uniform on [0, 1]^d, or "normal", the standard normal law.
+        tol: the solver returns when the square of the held-out relative error, two standard errors added, is below
+            tol². In high dimension reaching it takes about n/tol² samples, less in low dimension.
+        generator: source of the scramblings; torch's own when None.
+        device: where to work; that of the points when None.
+        start: heights to begin with, for instance of nearby atoms; those of the Gaussian map when None.
+        max_samples: budget of source points; (n + 512)(2000 + 40/tol²) when None.
+
+    Raises:
+        ValueError: repeated or non-finite points, wrong weights, an unknown source, or a budget too small for tol.
+        RuntimeError: the budget is spent; the message has the error reached.
+    """
+    points = points if device is None else points.to(device)
+    weights = _check(points, weights, source, tol)
+    n = len(points)
+    max_samples = math.ceil((n + 512) * (2000 + 40 / tol**2)) if max_samples is None else max_samples
+    _check_budget(n, tol, max_samples)
+    frame = Frame.of(points, source)
+    heights = _gaussian_start(frame) if start is None else frame.shrink(_check_start(start, n)).double()
+    if n == 1:
+        return Potential(points, weights, torch.zeros_like(weights), source, 0.0, 0.0, 0, 0, 0.0)
+    heights, history, gap = _iterate(frame, weights.double(), heights.to(points.device), tol, max_samples, generator)
+    last = history[-1]
+    return Potential(
+        points,
+        weights,
+        (heights - heights.mean()).to(points) * frame.scale,
+        source,
+        last.error,
+        last.standard_error,
+        len(history),
+        last.samples,
+        gap * frame.scale,
+        tuple(history),
+    )
+
+
+def _iterate(
+    frame: Frame, weights: Tensor, heights: Tensor, tol: float, max_samples: int, generator: torch.Generator | None
+) -> tuple[Tensor, list[Progress], float]:
+    """Test, accept or refuse the last step, step again; see the module's head."""
+    n = len(weights)
+    batch = _REPLICATES * 2 ** max(math.ceil(math.log2(2 * n)), 9)
+    history: list[Progress] = []
+    kept: cell_graph.Newton | None = None
+    damping, raised = None, False
+    while True:
+        survey = _survey(frame, heights, batch, generator, lifts=kept is None or history[-1].empty > 0)
+        square, noise, standard_error = _held_out(survey.counts, weights)
+        gain = max(square, 0.0) / max(square + noise, 1e-300)
+        used = batch + (history[-1].samples if history else 0)
+        empty = survey.counts.sum(0) == 0
+        error = math.sqrt(max(square, 0.0))
+        history.append(Progress(batch, used, error, standard_error, gain, int(empty.sum())))
+        if square + 2 * standard_error <= tol**2:
+            return heights, history, float(survey.gap.median())
+        if used + batch > max_samples:
+            raise RuntimeError(
+                f"after {used:,} samples the held-out relative error is {error:.3g}, not tol = {tol:g}; "
+                f"about {2 * used:,} samples would be the next attempt: raise max_samples or tol"
+            )
+        missing = empty & (batch * weights >= 8) & survey.deficit.isfinite()
+        slack = 2 * (standard_error + (kept.standard_error if kept else 0.0))
+        if kept is not None and square > kept.square + slack and damping < _REMEASURE:
+            damping = max(4 * damping, 1e-2)
+        elif missing.any() and not raised:
+            heights, kept, raised = torch.where(missing, heights + survey.deficit, heights), None, True
+            continue
+        else:
+            damping = min(square, 1.0) if damping is None else damping / 4
+            graph = cell_graph.facets(frame.atoms, survey.best, survey.second, survey.gap)
+            residual = _residual(survey.counts, weights)
+            kept = cell_graph.Newton(heights, graph, residual, gain, square, standard_error)
+            batch = 2 * batch if gain < 1 / 3 else batch
+        heights, raised = kept.step(damping), False
+
+
+def _residual(counts: Int[Tensor, "r n"], weights: Tensor) -> Float[Tensor, " n"]:
+    """Residual m log(ν/m) for masses m: ν − m near the solution, but it neither explodes nor stalls far from it."""
+    mass = (counts.sum(0) + 0.5) / counts.sum()
+    residual = mass * (weights / mass).log()
+    return residual - residual.mean()
+
+
+def _held_out(counts: Int[Tensor, "r n"], weights: Float[Tensor, " n"]) -> tuple[float, float, float]:
+    """Squared relative error without noise, the squared noise of the batch, and the standard error of the first.
+
+    With gᵣ the relative errors seen by sequence r, the mean of ⟨gᵣ, gₛ⟩_ν over r ≠ s is unbiased for ‖g‖²_ν whatever
+    the noise is; the standard error is the jackknife's over the sequences.
+    """
+    r = len(counts)
+    g = (counts / counts.sum(1, keepdim=True) / weights - 1) * weights.sqrt()  # (r, n)
+    gram = g @ g.T
+    square = float((gram.sum() - gram.trace()) / (r * (r - 1)))
+    noise = float(gram.sum()) / r**2 - square
+    without = gram.sum() - 2 * gram.sum(1) + gram.diagonal() - (gram.trace() - gram.diagonal())
+    leave_one_out = without / ((r - 1) * (r - 2))
+    spread = ((leave_one_out - leave_one_out.mean()) ** 2).sum() * (r - 1) / r
+    return square, noise, float(spread.sqrt())
+
+
+def _gaussian_start(frame: Frame) -> Float[Tensor, " n"]:
+    """Heights hᵢ = −u*(yᵢ) of the optimal map between Gaussians with the covariances of source and atoms.
+
+    With A = Σ_y^½/σ the map is x ↦ A(x − m), and u*(y) = ½⟨y, A⁻¹y⟩ + ⟨y, m⟩, m the mean of the source.
+    """
+    y = frame.atoms.double()
+    spread, centre = (math.sqrt(1 / 12), 0.5) if frame.source == "cube" else (1.0, 0.0)
+    eigenvalues, axes = torch.linalg.eigh(y.T @ y / len(y))
+    stretch = eigenvalues.clamp(min=1e-6 * float(eigenvalues.max()) + 1e-30).sqrt() / spread
+    return -0.5 * ((y @ axes) ** 2 / stretch).sum(1) - centre * y.sum(1)
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What a batch shows: counts, the two best atoms of its first samples, and how far below u_h each plane stays."""
+
+    counts: Int[Tensor, "r n"]
+    best: Int[Tensor, " k"]
+    second: Int[Tensor, " k"]
+    gap: Float[Tensor, " k"]
+    deficit: Float[Tensor, " n"]
+
+
+def _survey(frame: Frame, heights: Tensor, batch: int, generator: torch.Generator | None, lifts: bool) -> _Survey:
+    n, d = frame.atoms.shape
+    h, looks = heights.to(frame.atoms), []
+    counts = torch.zeros(_REPLICATES, n, dtype=torch.long, device=heights.device)
+    deficit = torch.full_like(heights, math.inf)
+    for r in range(_REPLICATES):
+        for x in _scores.sequence(batch // _REPLICATES, d, frame, generator):
+            for scores in _scores.tiles(x, frame.atoms, h):
+                best, value = _scores.best(scores)
+                counts[r] += torch.bincount(best, minlength=n)
+                seen = sum(len(look[0]) for look in looks)
+                if not lifts and seen >= _LOOKS * n:
+                    continue
+                lead = scores.sub_(value[:, None])  # in place: the block of scores is the largest thing in memory
+                deficit = torch.minimum(deficit, -lead.amax(0)) if lifts else deficit
+                lead.scatter_(1, best[:, None], -math.inf)
+                second, behind = _scores.best(lead)
+                looks.append((best, second, -behind))
+    best, second, gap = (torch.cat(part) for part in zip(*looks, strict=True))
+    return _Survey(counts, best, second, gap, deficit)
+
+
+def draw(
+    n: int, d: int, source: Source, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+) -> Float[Tensor, "n d"]:
+    """Draw n quasi-random points of the source in dimension d, each with exactly its law."""
+    frame = Frame(torch.zeros(1, d, device=device), 1.0, source)
+    return torch.cat(list(_scores.sequence(n, d, frame, generator)))
+
+
+def _check(points: Tensor, weights: Tensor | None, source: str, tol: float) -> Float[Tensor, " n"]:
+    n = len(points)
+    if source not in ("cube", "normal"):
+        raise ValueError(f'source is {source!r}; use "cube" or "normal"')
+    if not torch.isfinite(points).all():
+        raise ValueError(f"{int((~torch.isfinite(points)).any(1).sum())} points are not finite; remove them")
+    if not 0 < tol < 1:
+        raise ValueError(f"tol is {tol}; it is a relative error between 0 and 1, for instance 0.05")
+    distinct = len(torch.unique(points, dim=0))
+    if distinct < n:
+        raise ValueError(f"{n - distinct} of {n} points repeat another; merge them and add up their weights")
+    weights = points.new_full((n,), 1 / n) if weights is None else weights.to(points)
+    if len(weights) != n:
+        raise ValueError(f"{len(weights)} weights for {n} points; give one weight to each point")
+    if (weights <= 0).any():
+        worst = int(weights.argmin())
+        raise ValueError(
+            f"point {worst} has weight {float(weights[worst]):g}: its cell must be empty; remove the point"
+        )
+    if abs(float(weights.double().sum()) - 1) > 1e-4:
+        raise ValueError(f"the weights sum to {float(weights.double().sum()):.6g}; divide them by their sum")
+    return weights
+
+
+def _check_start(start: Tensor, n: int) -> Tensor:
+    if len(start) != n:
+        raise ValueError(f"start has {len(start)} heights for {n} points; give one to each point")
+    return start
+
+
+def _check_budget(n: int, tol: float, max_samples: int) -> None:
+    """The squared error of a batch of M points has standard error (2n)^½/M: that alone sets a smallest M."""
+    needed = math.ceil(4 * math.sqrt(2 * n) / tol**2)
+    if max_samples < needed:
+        raise ValueError(
+            f"tol = {tol:g} for {n} points cannot be certified with max_samples = {max_samples:,}: the test alone "
+            f"takes about {needed:,} samples and the solution about {math.ceil(n / tol**2):,}"
+        )
+
+
+def _check_dimension(x: Tensor, points: Tensor) -> None:
+    if x.shape[1] != points.shape[1]:
+        raise ValueError(f"x has dimension {x.shape[1]}, the atoms have {points.shape[1]}; use the same dimension")

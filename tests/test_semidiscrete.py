@@ -1,0 +1,260 @@
+"""The stochastic solver against closed forms, the exact planar solver and a linear-assignment oracle."""
+
+import math
+
+import pytest
+import torch
+from geodesic import cell_graph, power_diagram, semidiscrete
+from scipy.optimize import linear_sum_assignment
+
+
+def potential_of(points, heights, source="cube", bandwidth=1.0):
+    """A potential put together by hand, with equal weights."""
+    weights = torch.full_like(heights, 1 / len(heights))
+    return semidiscrete.Potential(points, weights, heights, source, 0.0, 0.0, 0, 0, bandwidth)
+
+
+def certificate(potential):
+    """Upper end of the certified relative error, four standard errors up."""
+    return math.sqrt(potential.marginal_error**2 + 4 * potential.standard_error)
+
+
+@pytest.mark.parametrize("source", ["cube", "normal"])
+def test_on_the_line_the_heights_are_sums_of_quantiles(source, generator):
+    """d = 1: cell i is the i-th quantile interval, so h_{i+1} − h_i = −q_i (y_{i+1} − y_i) with q_i the quantile."""
+    points = torch.randn(9, 1, dtype=torch.float64, generator=generator).sort(0).values
+    weights = torch.arange(1, 10, dtype=torch.float64) / 45
+    found = semidiscrete.solve(points, weights, source, tol=2e-3, generator=generator)
+    cut = weights.cumsum(0)[:-1]
+    quantile = cut if source == "cube" else torch.special.ndtri(cut)
+    reached = -found.heights.diff() / points.diff(dim=0)[:, 0]
+    torch.testing.assert_close(reached, quantile, rtol=0, atol=10 * 2e-3)  # 10x the stopping threshold
+
+
+def test_two_atoms_split_the_square_at_the_mass_quantile(generator):
+    """Masses 0.3 and 0.7 side by side: the cut is the line x = 0.3."""
+    found = semidiscrete.solve(
+        torch.tensor([[1.0, 4.0], [3.0, 4.0]]), torch.tensor([0.3, 0.7]), tol=2e-3, generator=generator
+    )
+    x = torch.tensor([[0.295, 0.1], [0.305, 0.9]])  # 5e-3 either side; the error of the cut is below 2e-3
+    assert found.cell(x).tolist() == [0, 1]
+
+
+def test_a_product_grid_has_constant_power_weights(generator):
+    """Centres of a 3×3×3 board in the cube: Voronoi cells of equal mass, so ‖y‖² + 2h is constant."""
+    ticks = (torch.arange(3) + 0.5) / 3
+    board = torch.cartesian_prod(ticks, ticks, ticks)
+    found = semidiscrete.solve(board, tol=0.01, generator=generator)
+    power = (board**2).sum(1) + 2 * found.heights
+    # a face moves by dh/‖yᵢ − yⱼ‖ = 3 dh and sweeps that share of a cell of depth ⅓: relative mass 9 dh
+    torch.testing.assert_close(power, power.mean().expand(27), rtol=0, atol=10 * 2 * 0.01 / 9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_certified_error_covers_the_exact_one_in_the_plane(dtype, generator):
+    """Oracle: the areas of the stochastic solver's cells as polygons; the certificate must hold for them."""
+    points = torch.rand(100, 2, generator=generator).to(dtype)
+    found = semidiscrete.solve(points, generator=generator)
+    assert found.heights.dtype == dtype
+    areas = power_diagram.diagram(points, found.heights).areas
+    exact = float((100 * areas - 1).pow(2).mean().sqrt())
+    assert exact <= certificate(found)  # Monte-Carlo, four standard errors
+    assert exact >= math.sqrt(max(0.0, found.marginal_error**2 - 4 * found.standard_error))
+
+
+def test_newton_and_stochastic_heights_agree_in_the_plane(generator):
+    """Both minimise the same convex energy, so at its minimum their difference is second order in the error."""
+    points = torch.rand(60, 2, dtype=torch.float64, generator=generator)
+    weights = torch.full((60,), 1 / 60, dtype=torch.float64)
+    exact = power_diagram.solve(points)
+    found = semidiscrete.solve(points, tol=0.02, generator=generator)
+    excess = power_diagram.diagram(points, found.heights).energy(weights) - exact.diagram.energy(weights)
+    # convexity: 0 ≤ E(h) − E(h*) ≤ ⟨∇E(h), h − h*⟩
+    slope = power_diagram.diagram(points, found.heights).gradient(weights) @ (found.heights - exact.heights)
+    assert -1e-12 <= excess <= float(slope) + 1e-12
+    torch.testing.assert_close(found.heights, exact.heights, rtol=0, atol=10 * 0.02 * 0.01)  # 10 tol x a height's scale
+
+
+def test_translating_all_atoms_changes_no_cell(generator):
+    """A common ⟨x, t⟩ in all scores leaves the argmax alone, so the heights do not move."""
+    points = torch.randn(20, 3, dtype=torch.float64, generator=generator)
+    here, there = (semidiscrete.solve(p, generator=torch.Generator().manual_seed(1)) for p in (points, points + 5))
+    torch.testing.assert_close(here.heights, there.heights, rtol=1e-9, atol=1e-9)  # float64 algebra, same samples
+
+
+def test_scaling_the_atoms_scales_the_heights(generator):
+    """Scores ⟨x, s y⟩ + s h: the same cells for every s > 0."""
+    points = torch.randn(20, 3, dtype=torch.float64, generator=generator)
+    small, large = (semidiscrete.solve(p, generator=torch.Generator().manual_seed(1)) for p in (points, 7 * points))
+    torch.testing.assert_close(7 * small.heights, large.heights, rtol=1e-9, atol=1e-9)
+
+
+def test_weak_duality_on_fresh_samples(generator):
+    """E(h) on a sample is at least the best correlation of any plan (SciPy's assignment), for every h."""
+    points = torch.randn(50, 4, dtype=torch.float64, generator=generator)
+    found = semidiscrete.solve(points, source="normal", generator=generator)
+    x = torch.randn(50, 4, dtype=torch.float64, generator=generator)
+    gain = (x @ points.T).numpy()
+    best = gain[linear_sum_assignment(gain, maximize=True)].mean()
+    assert found.energy(x) >= best
+
+
+def test_energy_gradient_is_the_mass_defect(generator):
+    """On a fixed sample E is piecewise linear: a difference too short to change a cell is exact."""
+    points = torch.randn(6, 3, dtype=torch.float64, generator=generator)
+    found = semidiscrete.solve(points, tol=0.2, generator=generator)
+    x = torch.rand(500, 3, dtype=torch.float64, generator=generator)
+    mass = torch.bincount(found.cell(x), minlength=6) / 500
+    for i in range(6):
+        raised = potential_of(points, found.heights + 1e-9 * torch.eye(6, dtype=torch.float64)[i])
+        slope = (raised.energy(x) - found.energy(x)) / 1e-9
+        torch.testing.assert_close(slope, float(mass[i]) - 1 / 6, rtol=0, atol=1e-6)  # rounding 1e-16/1e-9
+
+
+def test_held_out_error_has_no_bias_of_noise(generator):
+    """Multinomial counts at known masses: the mean over 400 batches is the true squared error, four standard errors."""
+    weights = torch.full((4,), 0.25, dtype=torch.float64)
+    mass = torch.tensor([0.2, 0.3, 0.28, 0.22], dtype=torch.float64)
+    squares = []
+    for _ in range(400):
+        draws = torch.multinomial(mass.expand(8, 4), 50, replacement=True, generator=generator)
+        counts = torch.stack([torch.bincount(row, minlength=4) for row in draws])
+        squares.append(semidiscrete._held_out(counts, weights)[0])
+    squares = torch.tensor(squares, dtype=torch.float64)
+    true = float((weights * (mass / weights - 1) ** 2).sum())
+    assert abs(float(squares.mean()) - true) <= 4 * float(squares.std()) / 20
+
+
+def test_graph_estimates_the_hessian_of_the_line(generator):
+    """d = 1, uniform source: the rate between neighbours is 1/(y_{i+1} − y_i) exactly, the estimate is unbiased."""
+    points = torch.tensor([[0.0], [0.1], [0.5], [0.6], [1.4]], dtype=torch.float64)
+    cuts = torch.tensor([0.1, 0.35, 0.6, 0.9], dtype=torch.float64)
+    heights = torch.cat([torch.zeros(1).double(), -(cuts * points.diff(dim=0)[:, 0]).cumsum(0)])
+    x = torch.linspace(0, 1, 100_001, dtype=torch.float64)[:, None]
+    scores, atoms = (x @ points.T + heights).topk(2, dim=1)
+    graph = cell_graph.facets(points, atoms[:, 0], atoms[:, 1], scores[:, 0] - scores[:, 1])
+    laplacian = torch.stack([graph.apply(e) for e in torch.eye(5, dtype=torch.float64)])
+    torch.testing.assert_close(-laplacian.diagonal(1), 1 / points.diff(dim=0)[:, 0], rtol=1e-3, atol=0)  # grid 1e-5
+
+
+def test_warm_start_needs_fewer_samples(generator):
+    """Heights of the same problem, solved before, are certified by the first batches."""
+    points = torch.randn(100, 8, generator=generator)
+    cold = semidiscrete.solve(points, source="normal", generator=generator)
+    warm = semidiscrete.solve(points, source="normal", generator=generator, start=cold.heights)
+    assert warm.samples < cold.samples / 2
+
+
+def test_same_generator_same_heights(generator):
+    points = torch.randn(30, 2, generator=generator)
+    first, second = (semidiscrete.solve(points, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first.heights, second.heights)
+
+
+def test_one_atom_takes_everything():
+    found = semidiscrete.solve(torch.tensor([[3.0, 1.0]]))
+    assert found.cell(torch.rand(5, 2)).tolist() == [0] * 5
+
+
+@pytest.fixture
+def clusters(generator):
+    """Two clusters of ten atoms, eight apart along the first axis, and their potential."""
+    points = torch.randn(20, 2, dtype=torch.float64, generator=generator) / 2
+    points[:, 0] += torch.arange(20) % 2 * 8 - 4
+    return semidiscrete.solve(points, source="normal", generator=generator)
+
+
+@pytest.fixture
+def noise(generator):
+    return torch.randn(400, 2, dtype=torch.float64, generator=generator)
+
+
+def test_transport_hits_atoms_with_their_weights(clusters):
+    """Fresh samples: relative mass error within the certificate plus the noise of 40 000 points, four deviations."""
+    x = torch.randn(40_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    share = torch.bincount(clusters.cell(x), minlength=20) / 40_000
+    error = float((20 * share - 1).pow(2).mean().sqrt())
+    assert error <= certificate(clusters) + 4 * math.sqrt(20 / 40_000)
+
+
+def test_extension_is_the_gradient_of_a_convex_function(clusters, noise):
+    """Monotone on every pair: ⟨x − x', T(x) − T(x')⟩ ≥ 0."""
+    image = clusters.extend(noise)
+    products = ((noise[:200] - noise[200:]) * (image[:200] - image[200:])).sum(1)
+    assert products.min() >= -1e-12  # float64 algebra
+
+
+def test_extension_is_continuous(clusters, noise):
+    """Two points 1e-6 apart: scores are Lipschitz, the projection contracts, so the images are 1e-6·C/τ apart."""
+    moved = clusters.extend(noise + 1e-6) - clusters.extend(noise)
+    spread = float(clusters.points.norm(dim=1).max())
+    assert moved.norm(dim=1).max() <= 1e-6 * 20 * (2 * spread) ** 2 / clusters.bandwidth  # C <= n · diameter²
+
+
+def test_extension_keeps_the_map_where_one_atom_leads(clusters, noise):
+    """A bandwidth of nothing leaves the discrete map."""
+    torch.testing.assert_close(clusters.extend(noise, bandwidth=1e-12), clusters.transport(noise))
+
+
+def test_extension_between_two_atoms_is_linear():
+    """Atoms 0 and 1 on the line cut at ½ with τ = ¼: image ½ + (x − ½)/(2τ) between them."""
+    potential = potential_of(torch.tensor([[0.0], [1.0]]), torch.tensor([0.25, -0.25]), bandwidth=0.25)
+    x = torch.tensor([[0.2], [0.5], [0.55], [0.9]])
+    torch.testing.assert_close(potential.extend(x), torch.tensor([[0.0], [0.5], [0.6], [1.0]]))
+
+
+def test_singular_set_separates_the_clusters(clusters, noise):
+    """Wherever the extension lands between the clusters the point is singular; the threshold lies between the folds."""
+    between = clusters.extend(noise)[:, 0].abs() < 2
+    assert between.any()
+    assert clusters.singular(noise, angle=0.8)[between].all()
+
+
+def test_angle_keeps_the_extension_inside_the_clusters(clusters, noise):
+    """With the angle given nothing lands between the clusters, whose atoms have |y₁| > 2."""
+    assert clusters.points[:, 0].abs().min() > 2
+    assert clusters.extend(noise, angle=0.8)[:, 0].abs().min() > 2
+
+
+def test_fold_angle_of_a_right_angle():
+    """Two atoms: centred and brought to unit spread per coordinate they are (±1); the normals (1, −1), (−1, −1)."""
+    potential = potential_of(torch.tensor([[3.0], [5.0]]), torch.zeros(2), "normal")
+    torch.testing.assert_close(potential.fold_angle(torch.zeros(1, 1)), torch.tensor([math.pi / 2]))
+
+
+def test_quasi_random_points_have_the_law_of_the_source(generator):
+    """Mean and standard deviation of each coordinate; Sobol points are far closer than the four deviations of iid."""
+    x = semidiscrete.draw(4096, 3, "normal", generator)
+    torch.testing.assert_close(x.mean(0), torch.zeros(3), rtol=0, atol=4 / 64)
+    torch.testing.assert_close(x.std(0), torch.ones(3), rtol=0, atol=4 / 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points": torch.ones(3, 2)}, "2 of 3 points repeat another"),
+        ({"points": torch.tensor([[0.0, math.nan], [1.0, 2.0]])}, "1 points are not finite"),
+        ({"weights": torch.tensor([0.5, 0.6, 0.1])}, "the weights sum to 1.2"),
+        ({"weights": torch.tensor([-0.2, 0.6, 0.6])}, r"point 0 has weight -0.2: its cell must be empty"),
+        ({"weights": torch.tensor([0.0, 0.5, 0.5])}, r"point 0 has weight 0: its cell must be empty"),
+        ({"weights": torch.tensor([0.5, 0.5])}, "2 weights for 3 points"),
+        ({"source": "ball"}, "source is 'ball'"),
+        ({"tol": 2.0}, "tol is 2.0"),
+        ({"tol": 0.001, "max_samples": 1000}, "the test alone takes about"),
+        ({"start": torch.zeros(2)}, "start has 2 heights for 3 points"),
+    ],
+)
+def test_bad_input_is_refused(change, message, generator):
+    arguments = {"points": torch.randn(3, 2, generator=generator), **change}
+    with pytest.raises(ValueError, match=message):
+        semidiscrete.solve(**arguments)
+
+
+def test_wrong_dimension_is_refused(clusters):
+    with pytest.raises(ValueError, match="x has dimension 3, the atoms have 2"):
+        clusters.transport(torch.zeros(4, 3, dtype=torch.float64))
+
+
+def test_spent_budget_raises_with_the_error_reached(generator):
+    with pytest.raises(RuntimeError, match=r"held-out relative error is .*, not tol = 0.05"):
+        semidiscrete.solve(torch.randn(200, 30, generator=generator), source="normal", max_samples=40_000)

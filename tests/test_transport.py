@@ -1,0 +1,624 @@
+"""Exact assignment and its certificate, against sorting, brute force, SciPy's dense solver and closed forms."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from geodesic import _assignment, _split_cost, transport
+from scipy.optimize import linear_sum_assignment
+
+SPARSE = {"_dense_below": 0}  # annealing, sparse solver and pricing, however small the clouds
+
+
+def dense_costs(x, y):
+    """Oracle: all |x_i − y_j|² by subtraction in float64."""
+    x, y = x.double().reshape(len(x), -1), y.double().reshape(len(y), -1)
+    return (x[:, None] - y[None]).square().sum(-1)
+
+
+def scipy_cost(x, y):
+    costs = dense_costs(x, y).numpy()
+    return costs[linear_sum_assignment(costs)].mean()
+
+
+def assert_proved(result, x, y):
+    """A permutation, its cost recomputed, potentials feasible for the full float64 matrix, and a closed gap."""
+    costs, n = dense_costs(x, y), len(x)
+    assert result.permutation.sort().values.tolist() == list(range(n))
+    rounding = 2.0**-40 * (costs.mean() + result.u.abs().mean() + result.v.abs().mean()).item()
+    assert (costs - result.u[:, None] - result.v).min() >= -rounding
+    assert result.cost == pytest.approx(costs[range(n), result.permutation].mean().item(), rel=1e-12, abs=0)
+    assert result.lower_bound == pytest.approx(max((result.u + result.v).mean().item(), 0), rel=1e-12, abs=0)
+    assert result.cost - result.lower_bound <= 1e-9 * result.cost + rounding
+
+
+def hostile(name, n=300):
+    g = torch.Generator().manual_seed(7)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g)
+
+    few, centres = normal(10, 6), normal(10, 6)[torch.arange(n) % 10]
+    return {
+        "gaussian": lambda: (normal(n, 6), normal(n, 6)),
+        "planar": lambda: (normal(n, 2), normal(n, 2)),
+        "line": lambda: (normal(n, 1), normal(n, 1)),
+        "constant": lambda: (torch.ones(n, 3), torch.zeros(n, 3)),
+        "same constant": lambda: (torch.ones(n, 3), torch.ones(n, 3)),
+        "constant image": lambda: (normal(n, 3), torch.ones(n, 3)),
+        "duplicates": lambda: (normal(n, 6), few.repeat(n // 10, 1)),
+        "duplicates on both sides": lambda: (normal(4, 6).repeat(n // 4, 1), few.repeat(n // 10, 1)),
+        "integer grid": lambda: tuple(torch.randint(0, 4, (n, 3), generator=g).float() for _ in "xy"),
+        "heavy tails": lambda: (normal(n, 6) / normal(n, 1) ** 2, normal(n, 6) / normal(n, 1) ** 2),
+        "tight clusters": lambda: (centres + 1e-4 * normal(n, 6), centres + 1e-4 * normal(n, 6)),
+        "tight clusters in float64": lambda: (centres + 1e-7 * normal(n, 6).double(), centres.double()),
+        "offset": lambda: (normal(n, 6) + 1e4, normal(n, 6) + 1e4),
+        "small": lambda: (1e-4 * normal(n, 6), 1e-4 * normal(n, 6)),
+        "large": lambda: (1e4 * normal(n, 6), 1e4 * normal(n, 6)),
+        "tiny": lambda: (1e-30 * normal(n, 6), 1e-30 * normal(n, 6)),
+        "tighter clusters in float64": lambda: (centres + 1e-9 * normal(n, 6).double(), centres.double()),
+        "near identity": lambda: (few.repeat(n // 10, 1) + 0.01 * normal(n, 6), few.repeat(n // 10, 1)),
+        "low rank": lambda: (normal(n, 2) @ normal(2, 40), normal(n, 2) @ normal(2, 40)),
+    }[name]()
+
+
+HOSTILE = [
+    *("gaussian", "planar", "line", "constant", "same constant", "constant image", "duplicates"),
+    *("duplicates on both sides", "integer grid", "heavy tails", "tight clusters", "tight clusters in float64"),
+    "tighter clusters in float64",
+    *("offset", "small", "large", "tiny", "near identity", "low rank"),
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_sparse_route_proves_what_scipy_finds_on_hostile_clouds(name):
+    """SciPy's dense solver on the float64 matrix; the certificate's gap is 1e-9 by contract, so 1e-9 here."""
+    x, y = hostile(name)
+    result = transport.assign(x, y, **SPARSE)
+    assert_proved(result, x, y)
+    assert result.cost == pytest.approx(scipy_cost(x, y), rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize(
+    "name", ["gaussian", "constant", "duplicates", "integer grid", "heavy tails", "tight clusters"]
+)
+def test_dense_route_proves_what_scipy_finds(name):
+    """The same oracle for the route of small n; float64 algebra throughout, 1e-12."""
+    x, y = hostile(name, n=60)
+    result = transport.assign(x, y)
+    assert_proved(result, x, y)
+    assert result.cost == pytest.approx(scipy_cost(x, y), rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+@pytest.mark.parametrize("options", [{}, SPARSE], ids=["dense", "sparse"])
+def test_brute_force_finds_no_cheaper_permutation(n, options, generator):
+    """All n! permutations; float64 algebra, 1e-12."""
+    x, y = torch.randn(n, 3, generator=generator), torch.randn(n, 3, generator=generator)
+    costs = dense_costs(x, y).numpy()
+    best = min(costs[range(n), list(sigma)].mean() for sigma in itertools.permutations(range(n)))
+    assert transport.assign(x, y, **options).cost == pytest.approx(best, rel=1e-12, abs=0)
+
+
+def test_on_the_line_the_optimal_map_is_monotone(generator):
+    """One dimension: sorting both clouds is optimal, and unique for distinct points."""
+    x, y = torch.randn(400, generator=generator), torch.rand(400, generator=generator)
+    result = transport.assign(x, y)
+    assert (y[result.permutation].argsort(stable=True) == x.argsort(stable=True)).all()
+
+
+def test_permuted_copy_is_recovered(generator):
+    """Distinct points against themselves in another order: the order is the answer, and the cost is exactly zero."""
+    x, order = torch.randn(300, 5, generator=generator), torch.randperm(300, generator=generator)
+    result = transport.assign(x, x[order])
+    assert (order[result.permutation] == torch.arange(300)).all()
+    assert (result.cost, result.lower_bound, result.gap) == (0.0, 0.0, 0.0)
+
+
+def test_translation_adds_its_squared_length(generator):
+    """W₂²(μ, ν + t) = W₂²(μ, ν) + 2⟨t, mean y − mean x⟩ + |t|². float64 algebra, 1e-10."""
+    x, y = (torch.randn(280, 4, generator=generator, dtype=torch.float64) for _ in "xy")
+    t = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    want = transport.w2_squared(x, y) + (2 * t @ (y.mean(0) - x.mean(0)) + t @ t).item()
+    assert transport.w2_squared(x, y + t) == pytest.approx(want, rel=1e-10, abs=0)
+
+
+@pytest.mark.parametrize("factor", [1e-4, 3.0, 1e4])
+def test_scaling_multiplies_w2_squared_by_its_square(factor, generator):
+    """W₂²(cμ, cν) = c² W₂²(μ, ν). float64 algebra, 1e-10."""
+    x, y = (torch.randn(280, 4, generator=generator, dtype=torch.float64) for _ in "xy")
+    want = factor**2 * transport.w2_squared(x, y)
+    assert transport.w2_squared(factor * x, factor * y) == pytest.approx(want, rel=1e-10, abs=0)
+
+
+def test_images_are_flattened(generator):
+    """The cost of image-shaped clouds is that of their pixels; the same numbers, so the same permutation."""
+    x, y = (torch.randn(270, 2, 3, 4, generator=generator) for _ in "xy")
+    got, want = transport.assign(x, y), transport.assign(x.reshape(270, 24), y.reshape(270, 24))
+    assert (got.permutation == want.permutation).all()
+
+
+def test_non_contiguous_clouds_are_read_as_they_are(generator):
+    """A transposed view holds the same points as its copy."""
+    x, y = (torch.randn(5, 270, generator=generator).T for _ in "xy")
+    assert transport.assign(x, y).cost == transport.assign(x.contiguous(), y.contiguous()).cost
+
+
+@pytest.mark.parametrize("given", ["v", "u"])
+def test_good_potentials_save_the_annealing(given, generator, monkeypatch):
+    """Counted: cold takes several Sinkhorn stages in the plane, a neighbour's potentials fewer. Same permutation."""
+    x, y = torch.randn(400, 2, generator=generator), torch.randn(400, 2, generator=generator)
+    neighbour = transport.assign(x + 1e-3 * torch.randn(400, 2, generator=generator), y)
+    stages = []
+    real = _split_cost.sinkhorn_stage
+    monkeypatch.setattr(_split_cost, "sinkhorn_stage", lambda *a: stages.append(a[3]) or real(*a))
+    cold = transport.assign(x, y)
+    cold_stages = len(stages)
+    stages.clear()
+    warm = transport.assign(x, y, **{given: getattr(neighbour, given)})
+    assert len(stages) < cold_stages
+    assert (warm.permutation == cold.permutation).all()
+
+
+def test_bad_potentials_cost_time_only(generator, monkeypatch):
+    """Optimal potentials under noise balance no column at a low temperature, so ε rises first; the answer stays."""
+    x, y = torch.randn(300, 8, generator=generator), torch.randn(300, 8, generator=generator)
+    want = transport.assign(x, y)
+    noisy = want.v + torch.randn(300, generator=generator)
+    temperatures = []
+    real = _split_cost.sinkhorn_stage
+    monkeypatch.setattr(_split_cost, "sinkhorn_stage", lambda *a: temperatures.append(a[3]) or real(*a))
+    assert transport.assign(x, y, v=noisy).cost == pytest.approx(want.cost, rel=1e-12, abs=0)
+    assert temperatures[1] > temperatures[0]
+
+
+def test_tight_clusters_take_few_stages(monkeypatch):
+    """Between clusters 1 apart and pairs 1e-7 apart (1e-14 in cost) lie 29 factors of 3; ε leaps most of them."""
+    stages = []
+    real = _split_cost.sinkhorn_stage
+    monkeypatch.setattr(_split_cost, "sinkhorn_stage", lambda *a: stages.append(a[3]) or real(*a))
+    transport.assign(*hostile("tight clusters in float64"), **SPARSE)
+    assert len(stages) <= 12
+
+
+def test_little_memory_changes_nothing(generator):
+    """Without room to keep the kernel it is recomputed: the same assignment."""
+    x, y = torch.randn(300, 8, generator=generator), torch.randn(300, 8, generator=generator)
+    small = transport.assign(x, y, memory=2**27 + 4 * 300 * 310)
+    assert (small.permutation == transport.assign(x, y).permutation).all()
+
+
+def test_without_lapx_the_dense_solver_decides(generator, monkeypatch):
+    """An import of lap that fails: SciPy's dense solver on the same arcs, the same answer."""
+    x, y = torch.randn(300, 8, generator=generator), torch.randn(300, 8, generator=generator)
+    want = transport.assign(x, y)
+    monkeypatch.setitem(__import__("sys").modules, "lap", None)
+    assert (transport.assign(x, y).permutation == want.permutation).all()
+    monkeypatch.setattr(_assignment, "_DENSE_FALLBACK", 200)
+    with pytest.raises(ModuleNotFoundError, match="pip install lapx"):
+        transport.assign(x, y)
+
+
+# ------------------------------------------------------------------------------------------------ one test a step
+def split(n=120, d=5, dtype=torch.float32, seed=3, spread=1.0):
+    g = torch.Generator().manual_seed(seed)
+    x, y = (spread * torch.randn(n, d, generator=g) + 2 for _ in "xy")
+    return x, y, _split_cost.split_cost(x, y, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [1, 5, 3000])
+def test_split_cost_errs_by_less_than_its_bound(d, dtype):
+    """Slack under random potentials against the float64 matrix; the bound is rigorous, so it holds for every entry."""
+    x, y, cost = split(n=40, d=d, dtype=dtype)
+    u, v = (torch.randn(40, generator=torch.Generator().manual_seed(k)).to(dtype) for k in (1, 2))
+    p, q, r, t = (z.double() for z in cost.error_factors(u, v))
+    true = (
+        dense_costs(x, y) * cost.scale**2 - cost.x_squares[:, None] - cost.y_squares - u.double()[:, None] - v.double()
+    )
+    error = (cost.slack(u, v, slice(None)).double() - true).abs()
+    floor = 2.0**-50 * (cost.x_squares.max() + cost.y_squares.max())  # rounding of the oracle itself
+    assert (error <= p[:, None] * q + r[:, None] + t + floor).all()
+
+
+def test_a_low_precision_product_is_found_out(generator):
+    """bfloat16 inputs stand for a processor whose "medium" means bfloat16; true float32 passes."""
+    left, right = torch.randn(100, 512, generator=generator), torch.randn(90, 512, generator=generator)
+    assert _split_cost._is_float32_product(left, right, left @ right.T)
+    rough = (left.bfloat16().float()) @ (right.bfloat16().float()).T
+    assert not _split_cost._is_float32_product(left, right, rough)
+
+
+def test_a_low_precision_product_is_computed_again(generator, monkeypatch):
+    """The check says no: the product that counts runs under "highest"."""
+    left, right = torch.randn(8, 4, generator=generator), torch.randn(9, 4, generator=generator)
+    levels, real = [], torch.mm
+    monkeypatch.setattr(_split_cost, "_is_float32_product", lambda *_: False)
+    monkeypatch.setattr(
+        torch, "mm", lambda *a, **k: levels.append(torch.get_float32_matmul_precision()) or real(*a, **k)
+    )
+    _split_cost._multiply(left, right, torch.empty(8, 9))
+    assert levels == ["medium", "highest"]
+
+
+def test_the_precision_flag_is_left_as_found(generator):
+    """A global setting of the caller's, restored even though "medium" is used within."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        split()
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_transforms_are_the_largest_feasible_potentials():
+    """Row and column minima of m − v and m − u, by one dense expression each; the same subtractions, so exact."""
+    _, _, cost = split()
+    z = torch.linspace(-1, 1, 120)
+    torch.testing.assert_close(_split_cost.row_transform(cost, z), (cost.cross - z).min(1).values, rtol=0, atol=0)
+    torch.testing.assert_close(
+        _split_cost.column_transform(cost, z), (cost.cross - z[:, None]).min(0).values, rtol=0, atol=0
+    )
+
+
+def test_sinkhorn_stage_balances_the_columns():
+    """After the update, rows of exp(−slack/ε) normalised, the columns carry mass near 1; at the start they do not."""
+    _, _, cost = split()
+    v = torch.zeros(120)
+    u = _split_cost.row_transform(cost, v)
+    new_v, before = _split_cost.sinkhorn_stage(cost, u, v, 0.05)
+    after = ((new_v - cost.cross) / 0.05).double().softmax(1).sum(0).sub(1).abs().mean().item()
+    assert after < 0.05 * before
+
+
+def test_stored_and_recomputed_kernel_agree():
+    """The same numbers from memory or computed again, tile by tile; float32, 1e-5."""
+    _, _, cost = split()
+    v = torch.zeros(120)
+    u = _split_cost.row_transform(cost, v)
+    stored, _ = _split_cost.sinkhorn_stage(cost, u, v, 0.05, 1.5, torch.empty_like(cost.cross))
+    torch.testing.assert_close(_split_cost.sinkhorn_stage(cost, u, v, 0.05)[0], stored, rtol=1e-5, atol=1e-6)
+
+
+def test_annealed_potentials_hold_the_optimal_arcs_within_the_limit():
+    """SciPy's permutation: its arcs have small slack under (u, v), and few others do."""
+    x, y, cost = split(n=300)
+    u, v, limit = _split_cost.anneal(cost)
+    slack = cost.slack(u, v, slice(None))
+    optimal = linear_sum_assignment(dense_costs(x, y).numpy())
+    assert (slack[optimal] <= limit).float().mean() > 0.99
+    assert (slack <= limit).sum() <= 30 * 300
+
+
+def test_annealing_survives_stages_that_overflow(monkeypatch):
+    """Stages that return NaN: plain relaxation is tried once, then the feasible potentials at hand are returned."""
+    _, _, cost = split()
+    tried = []
+    nothing = torch.full((120,), math.nan)
+    monkeypatch.setattr(_split_cost, "sinkhorn_stage", lambda *a: tried.append(a[4]) or (nothing, 0.0))
+    u, v, _ = _split_cost.anneal(cost)
+    assert tried == [_split_cost._RELAXATION, 1.0]
+    assert cost.slack(u, v, slice(None)).min() >= -1e-6
+
+
+def test_near_arcs_are_those_of_small_slack():
+    """The dense mask of the same inequality; keys come sorted."""
+    _, _, cost = split()
+    u, v = torch.zeros(120), torch.zeros(120)
+    want = (cost.cross.flatten() <= -0.2).nonzero()[:, 0].tolist()
+    assert _assignment.near_arcs(cost, u, v, -0.2).tolist() == want
+
+
+def test_rigorous_near_arcs_include_what_rounding_could_hide():
+    """The dense mask with the whole error bound, which at d = 3000 adds many arcs to those of the computed slack."""
+    _, _, cost = split(n=40, d=3000)
+    u = _split_cost.row_transform(cost, torch.zeros(40))
+    v = torch.zeros(40)
+    p, q, r, t = (z.double() for z in cost.error_factors(u, v))
+    slack = cost.slack(u, v, slice(None)).double()
+    limit = slack.median().item()
+    want = (slack <= limit + p[:, None] * q + r[:, None] + t).flatten().nonzero()[:, 0].tolist()
+    got = _assignment.near_arcs(cost, u, v, limit, rigorous=True).tolist()
+    assert set(want) <= set(got)
+    assert (slack <= limit).sum() < len(got) <= len(want) + 10
+
+
+def test_crowded_rows_keep_their_best_arc_and_a_sample():
+    """Every arc is near; a cap of 8 keeps about 8 a row (binomial, 4 standard errors) and each row's minimum."""
+    _, _, cost = split()
+    arcs = _assignment.near_arcs(cost, torch.zeros(120), torch.zeros(120), 1e3, cap=8)
+    assert abs(len(arcs) / 120 - 8.9) < 4 * math.sqrt(8 / 120)
+    assert set((torch.arange(120) * 120 + cost.cross.argmin(1)).tolist()) <= set(arcs.tolist())
+
+
+def restricted_problem(n=40, seed=0):
+    rng = np.random.default_rng(seed)
+    arcs = np.unique(np.concatenate([rng.integers(0, n * n, 6 * n), np.arange(n) * (n + 1)]))
+    return arcs, rng.normal(size=len(arcs))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_match_is_optimal_on_the_arcs_given(seed):
+    """SciPy's dense solver with a prohibitive cost off the arcs."""
+    arcs, weights = restricted_problem(seed=seed)
+    dense = np.full(1600, 1e6)
+    dense[arcs] = weights
+    dense = dense.reshape(40, 40)
+    sigma = _assignment.match(40, arcs, weights)
+    assert dense[range(40), sigma].sum() == pytest.approx(dense[linear_sum_assignment(dense)].sum(), rel=1e-9)
+
+
+def test_potentials_are_dual_to_the_match():
+    """Feasible on all arcs, tight on the matched ones, b ≤ 0; float64 algebra, 1e-12 absolute on weights of size 1."""
+    arcs, weights = restricted_problem()
+    sigma = _assignment.match(40, arcs, weights)
+    a, b = _assignment.potentials(40, arcs, weights, sigma)
+    row, column = np.divmod(arcs, 40)
+    slack = weights - a[row] - b[column]
+    assert slack.min() >= -1e-12
+    assert np.abs(slack[sigma[row] == column]).max() <= 1e-12
+    assert b.max() <= 0
+
+
+def test_a_match_that_is_not_optimal_has_no_potentials():
+    """The identity costs 2, the swap 0: a cycle of negative cost."""
+    with pytest.raises(RuntimeError, match="negative cost"):
+        _assignment.potentials(2, np.arange(4), np.array([1.0, 0.0, 0.0, 1.0]), np.arange(2))
+
+
+def test_settle_repairs_a_poor_choice_of_arcs():
+    """From the identity arcs alone pricing must find all others that matter: SciPy's optimum, to float32."""
+    x, y, cost = split()
+    v = torch.zeros(120)
+    _, _, sigma = _assignment.settle(cost, _split_cost.row_transform(cost, v), v, np.arange(120) * 121)
+    got = dense_costs(x, y)[range(120), sigma].mean().item()
+    assert got == pytest.approx(scipy_cost(x, y), rel=1e-5)
+
+
+def test_settle_says_when_it_gives_up(monkeypatch):
+    """One round is too few from the identity arcs."""
+    _, _, cost = split()
+    monkeypatch.setattr(_assignment, "_ROUNDS", 1)
+    with pytest.raises(RuntimeError, match="after 1 rounds of pricing"):
+        _assignment.settle(
+            cost, _split_cost.row_transform(cost, torch.zeros(120)), torch.zeros(120), np.arange(120) * 121
+        )
+
+
+@pytest.mark.parametrize("margin", [1e-12, 1e-3])
+def test_certificate_survives_potentials_perturbed_in_float32(margin):
+    """Whatever margin it starts from, the dual it returns is feasible for all arcs and meets the cost."""
+    x, y, cost = split(n=200, d=50)
+    v = torch.zeros(200)
+    u, v, sigma = _assignment.settle(cost, _split_cost.row_transform(cost, v), v, np.arange(200) * 201)
+    found = _assignment.certify(x, y, cost, u, v, sigma, margin)
+    slack = dense_costs(x, y).numpy() * cost.scale**2 - found.u[:, None] - found.v
+    assert slack.min() >= -1e-13
+    assert found.u.mean() + found.v.mean() == pytest.approx(found.cost, rel=1e-12)
+
+
+def test_a_negative_margin_still_gives_a_feasible_dual():
+    """Potentials that violate arcs by up to 0.04, none of which is looked at: the dual gives way by the margin."""
+    x, y, cost = split()
+    v = torch.zeros(120)
+    u, v, sigma = _assignment.settle(cost, _split_cost.row_transform(cost, v), v, np.arange(120) * 121)
+    off = v + 0.04 * torch.rand(120, generator=torch.Generator().manual_seed(0))
+    found = _assignment.certify(x, y, cost, u, off, sigma, -0.05)
+    slack = dense_costs(x, y).numpy() * cost.scale**2 - found.u[:, None] - found.v
+    assert slack.min() >= -1e-13
+    assert 0.005 < found.cost - found.u.mean() - found.v.mean() <= 0.1
+
+
+def test_an_open_gap_is_refused(generator, monkeypatch):
+    """A dual lowered by a millionth must not be returned as proof."""
+    x, y = torch.randn(50, 3, generator=generator), torch.randn(50, 3, generator=generator)
+    real = _assignment.read_ties
+    monkeypatch.setattr(_assignment, "read_ties", lambda *a: real(*a[:3], a[3] - 1e-6, *a[4:]))
+    with pytest.raises(RuntimeError, match="relative gap of"):
+        transport.assign(x, y)
+
+
+# ----------------------------------------------------------------------------------------------------------- scores
+def all_optimal(x, y):
+    """Oracle: the permutations within rounding of the cheapest, by enumeration."""
+    costs, n = dense_costs(x, y).numpy(), len(x)
+    priced = [(costs[range(n), list(s)].mean(), s) for s in itertools.permutations(range(n))]
+    best = min(priced)[0]
+    return [s for c, s in priced if c <= best + 1e-12]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_ties_give_the_interval_of_all_optimal_assignments(seed):
+    """Seven points on a 3 × 3 grid, full of ties; every optimal permutation by enumeration."""
+    g = torch.Generator().manual_seed(seed)
+    x, y = (torch.randint(0, 3, (7, 2), generator=g).float() for _ in "xy")
+    optimal = all_optimal(x, y)
+    fixed = np.array([[s[i] == i for i in range(7)] for s in optimal])
+    score = transport.optimal_transport_score(x, y)
+    assert score.share == pytest.approx(fixed.sum(1).max() / 7)
+    assert score.share_lower == pytest.approx(fixed.all(0).mean())
+    assert score.share_upper == pytest.approx(fixed.any(0).mean())
+    used = {(i, s[i]) for s in optimal for i in range(7)}
+    assert transport.assign(x, y).tied_arcs == len(used) - 7
+
+
+def test_without_ties_the_share_is_a_point(generator):
+    """Gaussian clouds have a unique assignment; SciPy's fixed points."""
+    x = torch.randn(300, 6, generator=generator)
+    y = x + 0.7 * torch.randn(300, 6, generator=generator)
+    score = transport.optimal_transport_score(x, y)
+    want = (linear_sum_assignment(dense_costs(x, y).numpy())[1] == np.arange(300)).mean()
+    assert 0.05 < want < 0.95
+    assert score.share_lower == score.share == score.share_upper == pytest.approx(want)
+
+
+def test_a_gradient_of_a_convex_function_scores_one(generator):
+    """x ↦ A x with A symmetric positive definite is optimal (Brenier): every score is exactly 1."""
+    root = torch.randn(5, 5, generator=generator)
+    x = torch.randn(300, 5, generator=generator)
+    score = transport.optimal_transport_score(x, x @ (root @ root.T + torch.eye(5)))
+    assert (score.share, score.share_lower, score.share_upper) == (1.0, 1.0, 1.0)
+    assert (score.monotone_share, score.cost_ratio) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("options", [{}, SPARSE], ids=["dense", "sparse"])
+def test_a_constant_map_may_be_optimal_and_need_not_be(options, generator):
+    """All images alike: every permutation is optimal, so the share lies in [0, 1] and the best is the identity's."""
+    x, y = torch.randn(100, 3, generator=generator), torch.zeros(100, 3)
+    score = transport.optimal_transport_score(x, y, assignment=transport.assign(x, y, **options))
+    assert (score.share_lower, score.share, score.share_upper, score.cost_ratio) == (0.0, 1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("options", [{}, SPARSE], ids=["dense", "sparse"])
+def test_all_pairs_are_tied_under_a_constant_map(options, generator):
+    """Every one of the n² − n pairs off the assignment belongs to another optimal one."""
+    x, y = torch.randn(100, 3, generator=generator), torch.zeros(100, 3)
+    assert transport.assign(x, y, **options).tied_arcs == 9900
+
+
+def test_the_identity_has_ratio_one_at_zero_cost():
+    """x = y: 0/0 is defined as 1, since the identity is optimal."""
+    x = torch.arange(12.0).reshape(4, 3)
+    score = transport.optimal_transport_score(x, x)
+    assert (score.cost_ratio, score.share, score.w2_squared, score.identity_cost) == (1.0, 1.0, 0.0, 0.0)
+
+
+def test_reflection_scores_nothing(generator):
+    """x ↦ −x turns every pair: ⟨x_i − x_j, −x_i + x_j⟩ < 0; no monotone pair at all."""
+    x = torch.randn(300, 3, generator=generator)
+    assert transport.optimal_transport_score(x, -x).monotone_share == 0.0
+
+
+@pytest.mark.parametrize("n", [40, 300])
+def test_monotone_share_counts_pairs(n, generator):
+    """A loop over the pairs i < j in float64."""
+    x, y = torch.randn(n, 3, generator=generator), torch.randn(n, 3, generator=generator)
+    dx, dy = (z.double()[:, None] - z.double() for z in (x, y))
+    above = (dx * dy).sum(-1)[tuple(torch.triu_indices(n, n, 1))]
+    assert transport.optimal_transport_score(x, y).monotone_share == pytest.approx((above >= 0).double().mean().item())
+
+
+def test_pairs_of_equal_points_count_as_monotone(generator):
+    """Points that coincide give ⟨0, ·⟩ = 0 exactly, which float32 must not turn negative; pairs counted in float64."""
+    x, y = torch.randn(10, 50, generator=generator).repeat(30, 1), torch.randn(300, 50, generator=generator)
+    dx, dy = (z.double()[:, None] - z.double() for z in (x, y))
+    above = (dx * dy).sum(-1)[tuple(torch.triu_indices(300, 300, 1))]
+    assert transport.optimal_transport_score(x, y).monotone_share == pytest.approx((above >= 0).double().mean().item())
+
+
+def test_cost_ratio_is_w2_squared_over_identity_cost(generator):
+    """Against SciPy's optimum and the mean squared displacement; float64 algebra, 1e-10."""
+    x, y = torch.randn(50, 3, generator=generator), torch.randn(50, 3, generator=generator)
+    score = transport.optimal_transport_score(x, y)
+    assert score.identity_cost == pytest.approx((x.double() - y.double()).square().sum(1).mean().item(), rel=1e-10)
+    assert score.cost_ratio == pytest.approx(scipy_cost(x, y) / score.identity_cost, rel=1e-10)
+
+
+@pytest.mark.parametrize("n", [60, 300])
+def test_a_given_assignment_gives_the_same_score(n, generator):
+    """`assignment` only saves work."""
+    x, y = torch.randn(n, 3, generator=generator), torch.randn(n, 3, generator=generator)
+    want = transport.optimal_transport_score(x, y)
+    assert transport.optimal_transport_score(x, y, assignment=transport.assign(x, y)) == want
+
+
+def test_scores_ignore_a_common_rotation_shift_and_scale(generator):
+    """Distances scale by one factor, so the assignment and every share stay."""
+    x = torch.randn(100, 4, generator=generator, dtype=torch.float64)
+    y = x + 0.5 * torch.randn(100, 4, generator=generator, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))[0]
+    a, b = (transport.optimal_transport_score(*pair) for pair in ((x, y), (3 * x @ turn + 5, 3 * y @ turn + 5)))
+    assert (a.share, a.share_lower, a.share_upper, a.monotone_share) == (
+        b.share,
+        b.share_lower,
+        b.share_upper,
+        b.monotone_share,
+    )
+    assert b.cost_ratio == pytest.approx(a.cost_ratio, rel=1e-10)
+
+
+# ---------------------------------------------------------------------------------------------------- interpolation
+@pytest.mark.parametrize(("s", "t"), [(0.0, 0.3), (0.2, 0.9), (0.5, 1.0)])
+def test_interpolation_is_a_geodesic_of_constant_speed(s, t, generator):
+    """W₂(μ_s, μ_t) = |s − t| W₂(μ_0, μ_1) (paper, Eq. 4); float64 algebra, 1e-10."""
+    x, y = (torch.randn(60, 3, generator=generator, dtype=torch.float64) for _ in "xy")
+    at_s, at_t = (transport.displacement_interpolation(x, y, time) for time in (s, t))
+    want = (s - t) ** 2 * transport.w2_squared(x, y)
+    assert transport.w2_squared(at_s, at_t) == pytest.approx(want, rel=1e-10)
+
+
+def test_interpolation_starts_at_x_and_ends_at_the_matched_y(generator):
+    """Both ends exactly."""
+    x, y = torch.randn(30, 3, generator=generator), torch.randn(30, 3, generator=generator)
+    found = transport.assign(x, y)
+    assert torch.equal(transport.displacement_interpolation(x, y, 0, assignment=found), x)
+    assert torch.equal(transport.displacement_interpolation(x, y, 1.0, assignment=found), y[found.permutation])
+
+
+def test_interpolation_keeps_shape_and_dtype(generator):
+    """Images stay images, float32 stays float32."""
+    x, y = torch.randn(9, 2, 4, 4, generator=generator), torch.randn(9, 2, 4, 4, generator=generator)
+    middle = transport.displacement_interpolation(x, y, 0.5, assignment=transport.assign(x, y))
+    assert (middle.shape, middle.dtype) == (x.shape, x.dtype)
+
+
+@pytest.mark.parametrize("t", [-0.1, 1.5, math.nan])
+def test_times_beyond_the_ends_are_refused(t):
+    with pytest.raises(ValueError, match="outside"):
+        transport.displacement_interpolation(torch.zeros(2, 1), torch.ones(2, 1), t)
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_coordinates_that_are_not_finite_are_refused(bad):
+    y = torch.zeros(5, 2)
+    y[3, 1] = bad
+    with pytest.raises(ValueError, match="y has NaN, infinite or overflowing coordinates in 1 of 5 points"):
+        transport.assign(torch.zeros(5, 2), y)
+
+
+@pytest.mark.parametrize(("x", "y"), [((5, 2), (4, 2)), ((5, 2), (5, 3)), ((0, 2), (0, 2)), ((3, 0), (3, 0))])
+def test_clouds_of_different_or_empty_shape_are_refused(x, y):
+    with pytest.raises(ValueError, match="one non-empty shape"):
+        transport.assign(torch.zeros(x), torch.zeros(y))
+
+
+@pytest.mark.parametrize("name", ["u", "v"])
+def test_potentials_of_the_wrong_length_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must hold 5 finite potentials"):
+        transport.assign(torch.zeros(5, 2), torch.zeros(5, 2), **{name: torch.zeros(4)})
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="is not there"):
+        transport.assign(torch.zeros(5, 2), torch.zeros(5, 2), device="cuda:99")
+    with pytest.raises(ValueError, match="not one that torch knows"):
+        transport.assign(torch.zeros(5, 2), torch.zeros(5, 2), device="abacus")
+    with pytest.raises(ValueError, match="never tried"):
+        transport.assign(torch.zeros(5, 2), torch.zeros(5, 2), device="meta")
+
+
+def test_clouds_beyond_the_memory_are_told_what_fits(generator):
+    """n solves 4 n (n + d) + 2²⁷ = memory, 2²⁷ for tiles; with n = 500 and d = 3 the first term is 1,006,000."""
+    x = torch.randn(501, 3, generator=generator)
+    with pytest.raises(ValueError, match="at most 500 points"):
+        transport.assign(x, x, memory=2**27 + 1_006_000)
+
+
+def test_an_assignment_of_other_clouds_is_refused():
+    other = transport.assign(torch.zeros(3, 2), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="of 3 points and the clouds have 5"):
+        transport.optimal_transport_score(torch.zeros(5, 2), torch.zeros(5, 2), assignment=other)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_cuda_finds_what_the_processor_finds(name):
+    """Two devices, one optimum; the certificate's gap is 1e-9 by contract."""
+    x, y = hostile(name)
+    result = transport.assign(x, y, device="cuda", **SPARSE)
+    assert_proved(result, x, y)
+    assert result.cost == pytest.approx(scipy_cost(x, y), rel=1e-9, abs=1e-300)
