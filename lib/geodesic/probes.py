@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from geodesic import tracks
 from geodesic.networks import Network
 
 _SKETCH = 512  # dimensions of a sketch
@@ -20,7 +21,7 @@ _LARGEST_PLAIN = 2048  # states up to this dimension are kept as they are
 
 def theorem1_violations(
     track: Float[Tensor, "steps n *state"], labels: Int64[Tensor, "n"], classes: int
-) -> dict[str, float | list[float] | list[list[float]] | int]:
+) -> dict[str, int | float | list[float] | list[list[float | None]] | None]:
     """Share of pairs of tracks that come closer than Theorem 1 allows a pair of geodesics.
 
     The bound is a·b / √(a² + b²) on the minimum over t of the distance; the minimum over the L + 1 recorded states can
@@ -28,7 +29,7 @@ def theorem1_violations(
 
     Returns:
         violated: share of all pairs; within, between: the same for pairs of one class and of two;
-        by_class: symmetric (classes, classes) table (nan where no pair exists); margin: quantiles 1, 10, 50 % of
+        by_class: symmetric (classes, classes) table (None where no pair exists); margin: quantiles 1, 10, 50 % of
         (minimum distance)/bound; pairs: their number.
     Source: paper Theorem 1, eqs (35)–(41).
     """
@@ -36,7 +37,7 @@ def theorem1_violations(
     first, second = torch.triu_indices(len(labels), len(labels), 1, device=track.device)
     distances = torch.stack([torch.cdist(state, state)[first, second] for state in states])
     a, b = distances[0], distances[-1]
-    bound = a * b / (a.square() + b.square()).sqrt().clamp_min(torch.finfo(a.dtype).tiny)
+    bound = tracks.theorem1_bound(a, b)
     violated = distances.amin(0) < bound * (1 - 1e-5)  # float32 distances
     pair = labels[first] * classes + labels[second]
     counts = torch.bincount(pair, minlength=classes**2).view(classes, classes).double()

@@ -2,7 +2,8 @@
 
 A track is a tensor (steps, n, ...) of the states x_0 … x_L of n points (steps = L + 1); trailing axes are flattened.
 Pure functions score one track in memory; `Accumulator` scores a whole data set batch by batch.
-Used by the chapters on the set-up and the experiments. Source: arXiv:2102.09235, eqs 9, 35, 42–44.
+Used by the chapters on the set-up, weight decay, Theorem 1 and the experiments. Source: arXiv:2102.09235, eqs 9, 35,
+36, 42–44.
 
 | symbol | identifier | meaning |
 |---|---|---|
@@ -11,6 +12,7 @@ Used by the chapters on the set-up and the experiments. Source: arXiv:2102.09235
 | LSR | line_shape_ratio | Σ‖x_{l+1} − x_l‖ / ‖x_L − x_0‖ ≥ 1 |
 | LSS | line_shape_score | L / ‖Σ u_l‖ ≥ 1, u_l the unit vector of segment l |
 | A | action | L · mean Σ‖x_{l+1} − x_l‖² |
+| a, b | a, b | distance of a pair of tracks at their starts and at their ends |
 """
 
 from typing import NamedTuple
@@ -92,6 +94,27 @@ def track_distance(
     Source: paper Definition 3, eq. (35).
     """
     return (_flatten(track_a) - _flatten(track_b)).norm(dim=-1).amin(0)
+
+
+def theorem1_bound(a: Float[Tensor, "*pairs"], b: Float[Tensor, "*pairs"]) -> Float[Tensor, "*pairs"]:
+    """Least distance a·b / √(a² + b²) that two straight tracks of an optimal map can come to; 0 where a or b is 0.
+
+    It holds for every pair with ⟨x − y, T(x) − T(y)⟩ ≥ 0, which optimality of T implies, and says nothing of others.
+    Between min(a, b)/√2 and min(a, b); reached iff the two differences are orthogonal.
+
+    Args:
+        a: distances ‖x − y‖ of the starts.
+        b: distances ‖T(x) − T(y)‖ of the ends.
+
+    Raises:
+        ValueError: for a distance that is negative or not a number.
+    Source: paper Theorem 1, eq. (36).
+    """
+    if bad := int((~((a >= 0) & (b >= 0))).sum()):
+        raise ValueError(
+            f"{bad} of {a.numel()} pairs have a negative or undefined distance; pass norms, not differences"
+        )
+    return a * b / (a.square() + b.square()).sqrt().clamp_min(torch.finfo(a.dtype).tiny)
 
 
 class Accumulator:
