@@ -45,7 +45,7 @@ pairs: .venv/installed  ## each chapter's notebook says what its text says
 	@$(BIN)/python tests/check_pairs.py
 
 notebooks: .venv/installed  ## write the notebooks from the chapters' text
-	@touch book/*.md && $(BIN)/jupytext --sync -q $$(grep -l '^jupytext:' book/*.md)
+	@touch book/*.md && $(BIN)/jupytext --sync -q $$(sed -n "s|.*\(book/[a-z_0-9]*\)$$|\1.md|p" _toc.yml | xargs grep -l "^jupytext:")
 
 lock: .venv/installed  ## compile requirements.in into requirements.txt
 	$(BIN)/python -m pip install -q uv

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import jupytext
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -13,7 +14,9 @@ def cells(notebook):
 
 
 def main() -> int:
-    texts = [path for path in sorted((ROOT / "book").glob("*.md")) if path.read_text().startswith("---\njupytext")]
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    pages = [ROOT / f"{entry}.md" for entry in [toc["root"], *(chapter["file"] for chapter in toc["chapters"])]]
+    texts = [page for page in pages if page.read_text().startswith("---\njupytext")]
     faults = []
     for text in texts:
         twin = ROOT / "notebooks" / f"{text.stem}.ipynb"

@@ -116,7 +116,7 @@ def flow(
             kinks, and a flow that slides along one lowers it on average only.
 
     Raises:
-        ValueError: particles empty, non-finite, not floating, or outside Θ; times negative or unsorted; unknown method;
+        ValueError: particles empty, non-finite, or outside Θ; times negative or unsorted; unknown method;
             noise negative or with another method than Euler.
         RuntimeError: a step raised the energy or left Θ, or the inner problem of "jko" did not converge.
     """
