@@ -13,7 +13,7 @@ test: export OMP_NUM_THREADS := 1
 LIBRARY := $(wildcard lib/geodesic/*.py) requirements.txt
 RECORDS := $(shell find results -name '*.json' 2>/dev/null)
 
-.PHONY: help install book test lint pairs notebooks lock clean
+.PHONY: help install book test faults lint pairs notebooks lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,7 +36,11 @@ _build/inputs: $(LIBRARY) $(RECORDS)
 	@mkdir -p _build && rm -rf _build/.jupyter_cache && touch $@
 
 test: lint pairs book  ## everything that CI checks
-	$(BIN)/python -m pytest -n 2 --dist loadfile -rs --nbval-lax --nbval-cell-timeout=300 tests notebooks
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rs --nbval-lax --nbval-cell-timeout=300 \
+	  --ignore=tests/test_sweep.py tests notebooks
+
+faults: .venv/installed  ## kill workers, clients and disks under real sweeps (minutes, on an idle machine)
+	$(BIN)/python -m pytest tests/test_sweep.py
 
 lint: .venv/installed  ## style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q .

@@ -1,36 +1,44 @@
-"""The command line: `python -m geodesic run --dataset mnist --network resnet --weight-decay 1e-3`."""
+"""The command line: `python -m geodesic run --dataset mnist --network resnet --weight-decay 1e-3`.
+
+`run` is one network, `sweep` a grid of them, `report` what they gave. Only the chosen command's libraries are imported:
+torch alone takes longer than a finished sweep.
+"""
 
 import argparse
 import dataclasses
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from geodesic import experiment, records
+from geodesic import _dispatch, _progress, _workers, sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, dispatch, and turn an error of the caller into one line on stderr and exit status 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="geodesic", description="Train networks and score their data tracks.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_run(commands)
+    for name, add, text, long in _COMMANDS:
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        command = commands.add_parser(name, help=text, description=long, formatter_class=formatter)
+        if name in arguments[:1]:
+            add(command)
     options = parser.parse_args(arguments)
     try:
         return options.command(options)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"geodesic: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("geodesic: interrupted; what is finished is kept, the same command continues", file=sys.stderr)
+        return 130
 
 
-def _add_run(commands: Any) -> None:
-    parser = commands.add_parser(
-        "run",
-        help="train and score one network",
-        description="Train and score one network and write its record. A run whose record exists is not repeated.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    from geodesic import experiment
+
     parser.set_defaults(command=_run)
     for field in dataclasses.fields(experiment.Settings):
         parser.add_argument(
@@ -40,11 +48,64 @@ def _add_run(commands: Any) -> None:
             **_kind(typing.get_type_hints(experiment.Settings)[field.name]),
         )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the record")
+    _add_place(parser)
+    parser.add_argument("--checkpoints", type=Path, help="folder of unfinished runs, continued after an interruption")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", help="folder of the data; None takes $GEODESIC_DATA, else ./data")
     parser.add_argument("--download", action="store_true", help="fetch missing data from its public address")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
-    parser.add_argument("--checkpoints", type=Path, help="folder of unfinished runs, continued after an interruption")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_sweep)
+    parser.add_argument("grid", type=Path, help="TOML file: notebook, settings, axes (see notebooks/grids)")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and the time they may take, and stop")
+    parser.add_argument("--out", type=Path, help="folder of the records; None takes the grid's, else runs/NAME")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, tcp://host:port")
+    parser.add_argument("--workers", type=_at_least(1), help="of this machine; None takes one a core, or one a GPU")
+    parser.add_argument("--threads", type=_at_least(1), help="of each run; None shares out the cores")
+    parser.add_argument(
+        "--timeout", type=_at_least(1, float), default=86400.0, metavar="S", help="seconds a run may take"
+    )
+    parser.add_argument(
+        "--retries", type=_at_least(0), default=0, metavar="N", help="further attempts at a run that failed"
+    )
+    _add_place(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    from geodesic import report
+
+    parser.set_defaults(command=_report)
+    parser.add_argument("folder", type=Path, help="folder of records")
+    parser.add_argument("--by", nargs="+", metavar="SETTING", help="group by these; None takes those that vary")
+    parser.add_argument("--scores", nargs="+", metavar="SCORE", help="show these; None takes accuracies and scores")
+    parser.add_argument("--part", choices=("train", "test"), default="test", help="points the scores are taken on")
+    parser.add_argument("--format", choices=report.FORMATS, default="table", help="of the output")
+    parser.add_argument("--compare", choices=("paper",), help="set the paper's tables beside the records")
+
+
+_COMMANDS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str, str], ...] = (
+    ("run", _add_run, "train and score one network",
+     "Train and score one network and write its record. A run whose record exists is not repeated."),
+    ("sweep", _add_sweep, "execute a grid of runs",
+     "Execute every run of a grid that has no record yet, each in a notebook of its own, on the cores of this machine "
+     "or on a Dask cluster. What was interrupted is continued by the same command."),
+    ("report", _add_report, "tabulate records", "Mean ± standard deviation over seeds of the records in a folder."),
+)  # fmt: skip
+
+
+def _at_least(least: int, kind: type = int) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        if (value := kind(text)) < least:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {least}")
+        return value
+
+    return parse
 
 
 def _kind(hint: Any) -> dict[str, Any]:
@@ -57,6 +118,8 @@ def _kind(hint: Any) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from geodesic import experiment, records
+
     names = [field.name for field in dataclasses.fields(experiment.Settings)]
     settings = experiment.Settings.from_dict({name: getattr(options, name) for name in names})
     path = options.out / f"{records.name(settings.to_dict())}.json"
@@ -76,7 +139,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(record: records.Record) -> str:
+def _summary(record: dict[str, Any]) -> str:
     settings, final = record["settings"], record["final"]
     run = f"{settings['dataset']} {settings['network']} λ={settings['weight_decay']:g} seed {settings['seed']}"
     head = f"{run}: {record['status']}"
@@ -93,6 +156,39 @@ def _summary(record: records.Record) -> str:
 
 def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    grid = sweep.read(options.grid, options.out)
+    done = {
+        run.name: _workers.judged(run.name, "reused", record)
+        for run in grid.runs
+        if (record := _workers.recorded(grid.out, run.name, run.settings)) is not None
+    }
+    todo = [run for run in grid.runs if run.name not in done]
+    expected = _progress.estimate(grid) if todo else {}
+    if options.dry_run:
+        print(_progress.listing(grid, done, expected, options.workers or _dispatch.cores()))
+        return 0
+    if todo:
+        names = [field.name for field in dataclasses.fields(_dispatch.Options)]
+        chosen = {name: getattr(options, name) for name in names if name != "show"}
+        ended = _dispatch.execute(grid, todo, _dispatch.Options(**chosen, show=not options.quiet), expected)
+        done |= {outcome.name: outcome for outcome in ended}
+    sweep.keep_plan(grid)
+    print(_progress.conclusion(grid, done))
+    return int(any(outcome.status == "failed" for outcome in done.values()))
+
+
+def _report(options: argparse.Namespace) -> int:
+    from geodesic import report
+
+    found = report.rows(options.folder, options.part)
+    table = (
+        report.compare(found, options.scores) if options.compare else report.table(found, options.by, options.scores)
+    )
+    print(report.render(table, options.format), end="")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,230 @@
+"""The client's side of a sweep: find or start workers, check them, hand out the runs, show how it goes.
+
+Used by `python -m geodesic sweep`; what a worker does with a run is in `_workers`.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import secrets
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from geodesic import _workers
+from geodesic._progress import Display, say
+from geodesic._workers import Job, Outcome
+from geodesic.sweep import CONTROLS, Grid, Run
+
+_ANSWER = 15.0  # seconds in which a scheduler must answer
+_LOOK_AGAIN = 2.0  # seconds between looks at a run that another sweep computes
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and how to run. Defaults fit the machine at hand."""
+
+    scheduler: str | None = None  # address of a running Dask scheduler; None starts workers here
+    workers: int | None = None  # of a local cluster; None: one a core, or one a GPU
+    threads: int | None = None  # of each run; None: an even share of the cores, or what the cluster says
+    timeout: float = 86400.0  # seconds a run may take
+    retries: int = 0  # further attempts at a run that failed
+    device: str = "cpu"
+    root: str | None = None  # folder of the data
+    download: bool = False
+    show: bool = True  # progress on stderr
+
+
+def execute(grid: Grid, runs: Sequence[Run], options: Options, expected: Mapping[str, float]) -> list[Outcome]:
+    """Compute the runs that are not recorded; one outcome for each, in the order of their end.
+
+    Args:
+        grid: where they come from.
+        runs: what is to be computed.
+        options: where and how.
+        expected: seconds that runs may take, by name, as far as known.
+
+    Raises:
+        ValueError: for settings that cannot run where the workers are.
+        RuntimeError: if the cluster is not fit for it, or its scheduler goes away.
+    """
+    with _connect(options) as (client, width):
+        _inspect(client, grid)
+        if grid.experiment:
+            wrong = client.submit(
+                _workers.check, [run.settings for run in runs], _root(options), options.device, options.download,
+                pure=False,
+            ).result()  # fmt: skip
+            if wrong:
+                raise ValueError(wrong)
+        versions = _workers.versions()
+        jobs = [_job(grid, run, options, width, versions) for run in runs]
+        labels = {run.name: run.label for run in runs}
+        with Display(labels, expected, options.show) as display:
+            return _hand_out(client, jobs, options.retries, display)
+
+
+def _hand_out(client: Any, jobs: Sequence[Job], retries: int, display: Display) -> list[Outcome]:
+    """Submit every job, again while others compute it or attempts are left, until each has ended."""
+    from distributed import wait
+    from distributed.client import FuturesCancelledError
+
+    running = {client.submit(_workers.execute, job, key=f"{job.name}-0", pure=False): (job, 0) for job in jobs}
+    later: list[tuple[float, Job, int]] = []
+    ended: list[Outcome] = []
+    while running or later:
+        now = time.monotonic()
+        for one in [one for one in later if one[0] <= now]:
+            later.remove(one)
+            _, job, attempt = one
+            key = f"{job.name}-{secrets.token_hex(4)}"
+            running[client.submit(_workers.execute, job, key=key, pure=False)] = (job, attempt)
+        with contextlib.suppress(TimeoutError, FuturesCancelledError):
+            if running:
+                wait(list(running), timeout=1, return_when="FIRST_COMPLETED")
+            else:
+                time.sleep(_LOOK_AGAIN / 4)
+        if client.status != "running" or any(future.status in ("cancelled", "lost") for future in running):
+            raise RuntimeError(
+                f"the scheduler went away; {len(ended)} of {len(jobs)} runs are done and kept: start the same again"
+            )
+        for future in [future for future in running if future.done()]:
+            job, attempt = running.pop(future)
+            outcome = _outcome(future, job)
+            if outcome.status == "busy":
+                later.append((time.monotonic() + _LOOK_AGAIN, job, attempt))
+            elif outcome.status == "failed" and outcome.why != "diverged" and attempt < retries:
+                later.append((time.monotonic(), job, attempt + 1))
+            else:
+                ended.append(outcome)
+                display.ended(outcome)
+        display.refresh(_busy(client), len(later))
+    return ended
+
+
+def _busy(client: Any) -> int:
+    """Runs under way: a worker's threads may have more runs waiting than they can execute."""
+    try:
+        threads = client.nthreads()
+        return sum(min(len(keys), threads.get(worker, 1)) for worker, keys in client.processing().items())
+    except Exception:  # the scheduler is going; the next look at the client says so
+        return 0
+
+
+def _outcome(future: Any, job: Job) -> Outcome:
+    """What the worker said; if it was lost with the run, again and again, that is the run's failure."""
+    if future.status == "finished":
+        return future.result()
+    lines = tuple(str(future.exception()).splitlines()[: _workers.LAST_LINES])
+    outcome = Outcome(job.name, "failed", "worker", lines=lines)
+    with contextlib.suppress(OSError):
+        _workers.write_json(Path(job.out) / "failures" / f"{job.name}.json", _workers.failure(job, outcome))
+    return outcome
+
+
+def _job(grid: Grid, run: Run, options: Options, width: int | None, versions: dict[str, str]) -> Job:
+    out = grid.out.absolute()
+    controls = {
+        "out": str(out),
+        "checkpoints": str(out / "checkpoints"),
+        "root": _root(options),
+        "device": options.device,
+        "download": False,  # the data were fetched once, by the check
+    }
+    parameters = {key: value for key, value in run.settings.items() if key in grid.parameters}
+    parameters |= {key: controls[key] for key in CONTROLS if key in grid.parameters}
+    threads = options.threads
+    if threads is None and width is not None:
+        threads = max(1, cores() // width)
+    return Job(
+        run.name, run.settings, parameters, str(grid.notebook.absolute()), str(out), grid.experiment,
+        options.timeout, threads, _gpus(options) if width else (), versions,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _connect(options: Options) -> Iterator[tuple[Any, int | None]]:
+    """A client, and the number of workers if they were started here."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    _quieten()
+    if options.scheduler:
+        try:
+            client = Client(options.scheduler, timeout=_ANSWER)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise RuntimeError(
+                f"no Dask scheduler answers at {options.scheduler} within {_ANSWER:g} s "
+                f"({type(error).__name__}); start one with `dask scheduler`, or leave --scheduler out"
+            ) from error
+        with client:
+            yield client, None
+        return
+    width = options.workers or len(_gpus(options)) or cores()
+    with warnings.catch_warnings(), dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):
+        warnings.filterwarnings("ignore", message="Port .* is already in use")
+        cluster = LocalCluster(
+            n_workers=width, threads_per_worker=1, processes=True, memory_limit=0,
+            dashboard_address="127.0.0.1:8787", silence_logs=logging.CRITICAL,
+        )  # fmt: skip
+    with cluster, Client(cluster) as client:
+        yield client, width
+
+
+def _inspect(client: Any, grid: Grid) -> None:
+    """Refuse workers of other versions, and workers that do not see the folder of the records."""
+    while not client.scheduler_info(n_workers=-1)["workers"]:
+        say(f"the scheduler at {client.scheduler.address} has no worker yet; waiting (Ctrl-C to leave)")
+        with contextlib.suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=60)
+    if "dashboard" in client.scheduler_info()["services"]:
+        hint = "" if importlib.util.find_spec("bokeh") else " (its pages need the package bokeh)"
+        say(f"Dask dashboard: {client.dashboard_link}{hint}")
+    token = grid.out.absolute() / "locks" / f"{secrets.token_hex(8)}.token"
+    _workers.write_json(token, None)
+    try:
+        found = client.run(_workers.inspect, str(token), os.getcwd(), on_error="return")
+    finally:
+        for file in token.parent.glob(f"{token.stem}.*"):
+            file.unlink(missing_ok=True)
+    for address, worker in found.items():
+        if isinstance(worker, BaseException):
+            raise RuntimeError(f"worker {address} cannot run geodesic ({worker}); install the same version there")
+        if different := _workers.differences(_workers.versions(), worker["versions"]):
+            raise RuntimeError(f"worker {address} on {worker['host']} differs: {different}; install the same there")
+        if worker["problem"]:
+            raise RuntimeError(f"worker {address} on {worker['host']} {worker['problem']}")
+
+
+def _root(options: Options) -> str | None:
+    """Where the data are, as the client means it: a worker has another environment and another current folder."""
+    return str(Path(options.root or os.environ.get("GEODESIC_DATA") or "data").absolute())
+
+
+def cores() -> int:
+    """Processor cores that this process may use, as affinity and a container's limits say."""
+    from dask.system import CPU_COUNT
+
+    return int(CPU_COUNT)
+
+
+def _gpus(options: Options) -> tuple[str, ...]:
+    """The GPUs that runs may use, as CUDA_VISIBLE_DEVICES names them."""
+    if not options.device.startswith("cuda"):
+        return ()
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return tuple(visible.split(","))
+    import torch
+
+    return tuple(str(index) for index in range(torch.cuda.device_count()))
+
+
+def _quieten() -> None:
+    """Dask's log repeats, at length, what the display says in a word."""
+    for name in [*logging.root.manager.loggerDict, "tornado.application"]:
+        if name.startswith(("distributed", "tornado")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)

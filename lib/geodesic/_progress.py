@@ -1,0 +1,139 @@
+"""What a sweep shows: progress while it runs, the list of a dry run, the failures and the count at the end.
+
+Used by `_dispatch` and `python -m geodesic sweep`.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from geodesic._workers import Outcome
+from geodesic.sweep import Grid
+
+# Settings that do not change how long an epoch takes, and the number of epochs itself.
+_FREE = ("weight_decay", "learning_rate", "momentum", "schedule", "seed", "labels", "epochs")
+
+
+def say(line: str) -> None:
+    """A line on stderr, above the bar if there is one."""
+    tqdm.write(line, file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def estimate(grid: Grid) -> dict[str, float]:
+    """Seconds that each run may take, by name, from records of like runs beside it; runs without any are left out.
+
+    A run takes the median time outside training, plus its epochs times the median time of an epoch.
+    """
+    past: dict[str, list[tuple[float, float]]] = {}
+    for path in grid.out.glob("*.json"):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            settings, seconds = record["settings"], record["provenance"]["seconds"]
+            training = record["provenance"].get("training_seconds", 0.0)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        epoch = training / settings["epochs"] if settings.get("epochs") else 0.0
+        past.setdefault(_pace(settings), []).append((seconds - training, epoch))
+    medians = {key: [statistics.median(part) for part in zip(*times, strict=True)] for key, times in past.items()}
+    return {
+        run.name: fixed + run.settings.get("epochs", 0) * epoch
+        for run in grid.runs
+        for fixed, epoch in [medians.get(_pace(run.settings), (None, None))]
+        if fixed is not None
+    }
+
+
+def _pace(settings: Mapping[str, Any]) -> str:
+    """The settings that decide how long a run takes, as a key."""
+    return json.dumps({key: value for key, value in settings.items() if key not in _FREE}, sort_keys=True)
+
+
+def listing(grid: Grid, done: Mapping[str, Outcome], expected: Mapping[str, float], width: int) -> str:
+    """The runs of a grid, one a line, and how long what is missing may take on so many workers."""
+
+    def state(name: str) -> str:
+        if name in done:
+            return "recorded"
+        return f"~{duration(expected[name])}" if name in expected else "to compute"
+
+    lines = [f"{run.name}  {state(run.name):<12}{run.label}" for run in grid.runs]
+    todo = [run.name for run in grid.runs if run.name not in done]
+    known = [expected[name] for name in todo if name in expected]
+    time = ""
+    if known:
+        total = len(todo) * sum(known) / len(known) / width
+        time = f", about {duration(total)} on {width} worker{'s' * (width > 1)} like those of the records"
+    elif todo:
+        time = "; no record of a like run to tell the time from"
+    return "\n".join([*lines, f"{len(grid.runs)} runs: {len(done)} recorded, {len(todo)} to compute{time}"])
+
+
+def conclusion(grid: Grid, done: Mapping[str, Outcome]) -> str:
+    """The failures with their last line, where to read more, and the count."""
+    lines = []
+    for run in grid.runs:
+        outcome = done[run.name]
+        if outcome.status == "failed":
+            lines += [f"{outcome.why:<9}{run.name}  {run.label}", f"         {(outcome.lines or ('',))[-1]}"]
+    if lines:
+        lines.append(f"failed runs: last lines in {grid.out / 'failures'}, notebooks in {grid.out / 'notebooks'}")
+    counts = {status: sum(one.status == status for one in done.values()) for status in ("reused", "computed", "failed")}
+    return "\n".join([*lines, f"{len(grid.runs)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.items())])
+
+
+class Display:
+    """Progress on stderr: a bar on a terminal, a line for each run elsewhere."""
+
+    def __init__(self, labels: Mapping[str, str], expected: Mapping[str, float], show: bool) -> None:
+        self.labels, self.expected, self.show = labels, dict(expected), show
+        self.left = set(labels)
+        self.failed = 0
+        self.seconds: list[float] = []
+        terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=len(labels), disable=not (show and terminal), leave=False, file=sys.stderr,
+            bar_format="{n_fmt}/{total_fmt} runs |{bar}| {elapsed}{postfix}",
+        )  # fmt: skip
+        self.lines = show and not terminal
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def ended(self, outcome: Outcome) -> None:
+        self.left.discard(outcome.name)
+        self.failed += outcome.status == "failed"
+        if outcome.status == "computed":
+            self.seconds.append(outcome.seconds)
+        self.bar.update()
+        if self.lines or (self.show and outcome.status == "failed"):
+            what = f"{outcome.why or outcome.status:<9}{outcome.seconds:7.1f} s"
+            say(f"[{len(self.labels) - len(self.left)}/{len(self.labels)}] {what}  {self.labels[outcome.name]}")
+
+    def refresh(self, busy: int, elsewhere: int) -> None:
+        parts = [f"{busy} running"]
+        parts += [f"{elsewhere} elsewhere"] if elsewhere else []
+        parts += [f"{self.failed} failed"] if self.failed else []
+        remaining = self.remaining()
+        parts += [f"ETA {duration(remaining / max(busy, 1))}"] if remaining is not None else []
+        self.bar.set_postfix_str(", ".join(parts))
+
+    def remaining(self) -> float | None:
+        """Seconds of work left, from the runs that ended here, else from records; None if nothing is known."""
+        if self.seconds:
+            return len(self.left) * sum(self.seconds) / len(self.seconds)
+        known = [self.expected[name] for name in self.left if name in self.expected]
+        return len(self.left) * sum(known) / len(known) if known else None
