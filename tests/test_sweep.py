@@ -402,7 +402,7 @@ def test_retries_give_a_failed_run_another_chance(noted, tmp_path, capsys):
 
 def test_a_diverged_network_is_a_failure_that_is_not_repeated(digits, capsys, monkeypatch):
     path = digits("learning_rate = 1e6\nschedule = 'constant'")
-    assert main(["sweep", str(path), "--workers", "1", "--retries", "3"]) == 1
+    assert main(["sweep", str(path), "--workers", "1", "--threads", "1", "--retries", "3"]) == 1
     first = capsys.readouterr().out
     assert "diverged" in first
     assert "training loss by epoch: " in first
@@ -496,7 +496,7 @@ def test_a_killed_run_continues_from_its_last_epoch(digits, tmp_path):
     path = digits("epochs = 40\nbatch_size = 16\nots_points = [20]\n", "\n")
     (run,) = sweep.read(path).runs
     checkpoint = tmp_path / "out" / "checkpoints" / f"{run.name}.safetensors"
-    first = start("geodesic", "sweep", path, "--workers", 1)
+    first = start("geodesic", "sweep", path, "--workers", 1, "--threads", 1)
     wait_for(checkpoint.exists, "a checkpoint")
     stop(first)
 
@@ -508,7 +508,7 @@ def test_a_killed_run_continues_from_its_last_epoch(digits, tmp_path):
     with safe_open(checkpoint, "pt") as file:
         history = json.loads(file.metadata()["history"])
     assert 2 <= len(history) < 41
-    second = start("geodesic", "sweep", path, "--workers", 1)
+    second = start("geodesic", "sweep", path, "--workers", 1, "--threads", 1)
     out, error = second.communicate(timeout=PATIENCE)
     assert out == "1 runs: 0 reused, 1 computed, 0 failed\n", error
     assert records.read(tmp_path / "out" / f"{run.name}.json")["epochs"][: len(history)] == history
@@ -549,13 +549,13 @@ def test_a_full_disk_fails_the_run_and_leaves_nothing_half(digits, tmp_path):
     """No process may write a file beyond 12 kB, and a record has 19: as on a full disk, write() itself refuses."""
     path = digits("")
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))  # noqa: E731
-    full = start("geodesic", "sweep", path, "--workers", 1, preexec_fn=limit)
+    full = start("geodesic", "sweep", path, "--workers", 1, "--threads", 1, preexec_fn=limit)
     out, error = full.communicate(timeout=PATIENCE)
     assert full.returncode == 1, error
     assert "OSError: [Errno 27] File too large" in out
     assert list((tmp_path / "out").glob("*.json")) == []
     assert list((tmp_path / "out").glob("**/*.partial")) == []
-    again = start("geodesic", "sweep", path, "--workers", 1)
+    again = start("geodesic", "sweep", path, "--workers", 1, "--threads", 1)
     out, error = again.communicate(timeout=PATIENCE)
     assert out == "1 runs: 0 reused, 1 computed, 0 failed\n", error
     assert len(list(records.load(tmp_path / "out"))) == 1
