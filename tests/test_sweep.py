@@ -377,11 +377,11 @@ def test_a_forked_kernel_is_a_kernel_like_any_other(tmp_path):
                    "JSON([os.getpid(), os.getpgid(0), np.random.rand(), os.environ['OMP_NUM_THREADS'], os.getcwd()])",
                    f"if hang: {HANG}")  # fmt: skip
     threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
-    options = {"timeout": 60.0, "environment": os.environ | threads, "warm": True}
+    options = {"timeout": 60.0, "environment": os.environ | threads, "cwd": str(tmp_path), "warm": True}
     found = [_kernels.execute(str(tmp_path / "a.ipynb"), tmp_path / "b.ipynb", {}, **options) for _ in range(2)]
     assert [one.why for one in found] == ["", ""]
     (pid, group, random, count, folder), (_, _, other, _, _) = (one.displayed for one in found)
-    assert (group, count, folder) == (pid, "1", os.getcwd())
+    assert (group, count, folder) == (pid, "1", str(tmp_path))
     assert random != other
     (parent,) = _kernels._parents.values()
     assert parent._able  # they were forked, not started afresh
@@ -581,7 +581,7 @@ def test_a_finished_grid_of_200_is_recognised_in_two_seconds(digits, tmp_path):
 def test_gpus_are_dealt_out_to_the_workers_in_turn(monkeypatch):
     import distributed
 
-    job = _workers.Job("", {}, {}, "", "", True, 1.0, None, ("2", "5"), {})
+    job = _workers.Job("", {}, {}, "", "", "", True, 1.0, None, ("2", "5"), {})
     seen = []
     for name in ("0", "1", "2"):
         monkeypatch.setattr(distributed, "get_worker", lambda name=name: type("Worker", (), {"name": name}))

@@ -171,11 +171,11 @@ def _sweep(options: argparse.Namespace) -> int:
         print(_progress.listing(grid, done, expected, options.workers or _dispatch.cores()))
         return 0
     if todo:
+        sweep.keep_plan(grid)
         names = [field.name for field in dataclasses.fields(_dispatch.Options)]
         chosen = {name: getattr(options, name) for name in names if name != "show"}
         ended = _dispatch.execute(grid, todo, _dispatch.Options(**chosen, show=not options.quiet), expected)
         done |= {outcome.name: outcome for outcome in ended}
-    sweep.keep_plan(grid)
     print(_progress.conclusion(grid, done))
     return int(any(outcome.status == "failed" for outcome in done.values()))
 

@@ -55,14 +55,12 @@ def execute(grid: Grid, runs: Sequence[Run], options: Options, expected: Mapping
     with _connect(options) as (client, width):
         _inspect(client, grid)
         if grid.experiment:
-            wrong = client.submit(
-                _workers.check, [run.settings for run in runs], _root(options), options.device, options.download,
-                pure=False,
-            ).result()  # fmt: skip
+            settings = [run.settings for run in runs]
+            asked = (settings, _root(options), options.device, options.download, os.getcwd())
+            wrong = client.submit(_workers.check, *asked, pure=False).result()
             if wrong:
                 raise ValueError(wrong)
-        versions = _workers.versions()
-        jobs = [_job(grid, run, options, width, versions) for run in runs]
+        jobs = _jobs(grid, runs, options, width)
         labels = {run.name: run.label for run in runs}
         with Display(labels, expected, options.show) as display:
             return _hand_out(client, jobs, options.retries, display)
@@ -102,7 +100,7 @@ def _hand_out(client: Any, jobs: Sequence[Job], retries: int, display: Display) 
             else:
                 ended.append(outcome)
                 display.ended(outcome)
-        display.refresh(_busy(client), len(later))
+        display.refresh(_busy(client), sum(when > now for when, _, _ in later))
     return ended
 
 
@@ -126,7 +124,8 @@ def _outcome(future: Any, job: Job) -> Outcome:
     return outcome
 
 
-def _job(grid: Grid, run: Run, options: Options, width: int | None, versions: dict[str, str]) -> Job:
+def _jobs(grid: Grid, runs: Sequence[Run], options: Options, width: int | None) -> list[Job]:
+    """What the workers are told; `width` is the number of workers started here, if any."""
     out = grid.out.absolute()
     controls = {
         "out": str(out),
@@ -135,15 +134,26 @@ def _job(grid: Grid, run: Run, options: Options, width: int | None, versions: di
         "device": options.device,
         "download": False,  # the data were fetched once, by the check
     }
-    parameters = {key: value for key, value in run.settings.items() if key in grid.parameters}
-    parameters |= {key: controls[key] for key in CONTROLS if key in grid.parameters}
-    threads = options.threads
-    if threads is None and width is not None:
-        threads = max(1, cores() // width)
-    return Job(
-        run.name, run.settings, parameters, str(grid.notebook.absolute()), str(out), grid.experiment,
-        options.timeout, threads, _gpus(options) if width else (), versions,
-    )  # fmt: skip
+    controls = {key: controls[key] for key in CONTROLS if key in grid.parameters}
+    common = {
+        "notebook": str(grid.notebook.absolute()),
+        "out": str(out),
+        "cwd": os.getcwd(),
+        "experiment": grid.experiment,
+        "timeout": options.timeout,
+        "threads": options.threads or (max(1, cores() // width) if width else None),
+        "gpus": _gpus(options) if width else (),
+        "versions": _workers.versions(),
+    }
+    return [
+        Job(
+            name=run.name,
+            settings=run.settings,
+            parameters={key: value for key, value in run.settings.items() if key in grid.parameters} | controls,
+            **common,
+        )
+        for run in runs
+    ]
 
 
 @contextlib.contextmanager
@@ -164,7 +174,7 @@ def _connect(options: Options) -> Iterator[tuple[Any, int | None]]:
         with client:
             yield client, None
         return
-    width = options.workers or len(_gpus(options)) or cores()
+    width = options.workers or len(_gpus(options)) or (cores() if options.device == "cpu" else 1)
     with warnings.catch_warnings(), dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):
         warnings.filterwarnings("ignore", message="Port .* is already in use")
         cluster = LocalCluster(
@@ -200,7 +210,7 @@ def _inspect(client: Any, grid: Grid) -> None:
             raise RuntimeError(f"worker {address} on {worker['host']} {worker['problem']}")
 
 
-def _root(options: Options) -> str | None:
+def _root(options: Options) -> str:
     """Where the data are, as the client means it: a worker has another environment and another current folder."""
     return str(Path(options.root or os.environ.get("GEODESIC_DATA") or "data").absolute())
 
@@ -213,8 +223,8 @@ def cores() -> int:
 
 
 def _gpus(options: Options) -> tuple[str, ...]:
-    """The GPUs that runs may use, as CUDA_VISIBLE_DEVICES names them."""
-    if not options.device.startswith("cuda"):
+    """The GPUs to share out, as CUDA_VISIBLE_DEVICES names them; none if the device is one in particular."""
+    if options.device != "cuda":
         return ()
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return tuple(visible.split(","))

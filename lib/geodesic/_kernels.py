@@ -47,6 +47,7 @@ def execute(
     *,
     timeout: float,
     environment: dict[str, str],
+    cwd: str,
     keep_open: Sequence[int] = (),
     warm: bool = False,
 ) -> Ended:
@@ -58,13 +59,14 @@ def execute(
         parameters: for its parameters cell.
         timeout: seconds until the kernel and all that it started is killed.
         environment: of the kernel.
+        cwd: its current folder.
         keep_open: file descriptors that the kernel inherits.
         warm: fork the kernel from a parent that has imported what an experiment needs.
     """
     with tempfile.TemporaryDirectory(prefix="geodesic-") as folder, tempfile.TemporaryFile() as stderr:
         manager = _Manager(transport="ipc", connection_file=f"{folder}/kernel.json")
         manager.parent_of_kernels = _parent(environment) if warm and sys.platform == "linux" else None
-        launch = {"env": environment, "pass_fds": tuple(keep_open), "stderr": stderr, "stdout": stderr}
+        launch = {"env": environment, "cwd": cwd, "pass_fds": keep_open, "stderr": stderr, "stdout": stderr}
         why, lines = "", []
         with _deadline(manager, timeout) as late:
             try:
@@ -94,11 +96,11 @@ class _Provisioner(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **options: Any) -> Any:
         kernel = None
         if self.parent.parent_of_kernels is not None:
-            output, cwd = options["stderr"].fileno(), options.get("cwd") or os.getcwd()
-            kernel = self.parent.parent_of_kernels.fork(cmd, cwd, output, options["pass_fds"])
+            output = options["stderr"].fileno()
+            kernel = self.parent.parent_of_kernels.fork(cmd, options["cwd"], output, options["pass_fds"])
         if kernel is None:
             return await super().launch_kernel(cmd, **options)
-        self.process, self.pid, self.pgid, self.cwd = kernel, kernel.pid, kernel.pid, cwd
+        self.process, self.pid, self.pgid, self.cwd = kernel, kernel.pid, kernel.pid, options["cwd"]
         return self.connection_info
 
 

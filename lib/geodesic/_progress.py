@@ -99,6 +99,8 @@ class Display:
         self.labels, self.expected, self.show = labels, dict(expected), show
         self.left = set(labels)
         self.failed = 0
+        self.busy = 1
+        self.told = False
         self.seconds: list[float] = []
         terminal = sys.stderr.isatty()
         self.bar = tqdm(
@@ -114,22 +116,32 @@ class Display:
         self.bar.close()
 
     def ended(self, outcome: Outcome) -> None:
+        """Count a run that came to its end."""
         self.left.discard(outcome.name)
         self.failed += outcome.status == "failed"
         if outcome.status == "computed":
             self.seconds.append(outcome.seconds)
         self.bar.update()
         if self.lines or (self.show and outcome.status == "failed"):
-            what = f"{outcome.why or outcome.status:<9}{outcome.seconds:7.1f} s"
-            say(f"[{len(self.labels) - len(self.left)}/{len(self.labels)}] {what}  {self.labels[outcome.name]}")
+            head = f"[{len(self.labels) - len(self.left)}/{len(self.labels)}]"
+            time = f"{outcome.seconds:7.1f} s{self.eta()}" if self.lines else ""
+            say(f"{head} {outcome.why or outcome.status:<9}{time}  {self.labels[outcome.name]}")
 
     def refresh(self, busy: int, elsewhere: int) -> None:
+        """Say how many runs are under way, and how many somebody else computes."""
+        self.busy = max(busy, 1)
+        if elsewhere and self.lines and not self.told:
+            say("some runs are being computed by another sweep; waiting for their records")
+            self.told = True
         parts = [f"{busy} running"]
         parts += [f"{elsewhere} elsewhere"] if elsewhere else []
         parts += [f"{self.failed} failed"] if self.failed else []
+        self.bar.set_postfix_str(", ".join(parts) + self.eta())
+
+    def eta(self) -> str:
+        """In words, how long what is left may take."""
         remaining = self.remaining()
-        parts += [f"ETA {duration(remaining / max(busy, 1))}"] if remaining is not None else []
-        self.bar.set_postfix_str(", ".join(parts))
+        return f", ETA {duration(remaining / self.busy)}" if remaining is not None else ""
 
     def remaining(self) -> float | None:
         """Seconds of work left, from the runs that ended here, else from records; None if nothing is known."""

@@ -39,6 +39,7 @@ class Job:
     parameters: dict[str, Any]  # for the notebook's parameters cell
     notebook: str
     out: str
+    cwd: str  # the client's current folder, where the kernel begins
     experiment: bool  # whether the notebook writes the record itself
     timeout: float  # seconds
     threads: int | None  # of the kernel; None leaves what the worker's environment says
@@ -68,8 +69,9 @@ def execute(job: Job) -> Outcome:
                 return Outcome(job.name, "busy")
             if (record := recorded(folder, job.name, job.settings)) is not None:
                 return judged(job.name, "reused", record)
-            for leftover in folder.glob(f"**/{job.name}.*.partial"):  # of a process that was killed while writing
-                leftover.unlink(missing_ok=True)
+            for place in (folder, folder / "checkpoints"):  # what a killed process was writing
+                for partial in place.glob(f"{job.name}.*.partial"):
+                    partial.unlink(missing_ok=True)
             outcome = _compute(job, folder, held)
             _note(folder, job, outcome)
             return outcome
@@ -161,7 +163,7 @@ def inspect(token: str, cwd: str) -> dict[str, Any]:
     return {"versions": versions(), "host": socket.gethostname(), "problem": problem}
 
 
-def check(settings: list[dict[str, Any]], root: str | None, device: str, download: bool) -> str:
+def check(settings: list[dict[str, Any]], root: str, device: str, download: bool, cwd: str) -> str:
     """What `sweep.check` has to say about the settings on this machine; empty if nothing is wrong.
 
     It runs in a process of its own, so that the worker does not keep the data and the libraries in memory.
@@ -173,7 +175,8 @@ def check(settings: list[dict[str, Any]], root: str | None, device: str, downloa
         "except (ValueError, OSError, RuntimeError) as error:\n    sys.exit(f'{error}')\n"
     )
     command = [sys.executable, "-c", code]
-    run = subprocess.run(command, input=json.dumps([settings, root, device, download]), capture_output=True, text=True)
+    given = json.dumps([settings, root, device, download])
+    run = subprocess.run(command, input=given, capture_output=True, text=True, cwd=cwd)
     return "" if run.returncode == 0 else (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
 
 
@@ -186,8 +189,8 @@ def _compute(job: Job, folder: Path, held: int) -> Outcome:
     notebooks.mkdir(parents=True, exist_ok=True)
     running = notebooks / f"{job.name}.running.ipynb"
     ended = _kernels.execute(
-        job.notebook, running, job.parameters, timeout=job.timeout, environment=_environment(job), keep_open=(held,),
-        warm=job.experiment,
+        job.notebook, running, job.parameters, timeout=job.timeout, environment=_environment(job), cwd=job.cwd,
+        keep_open=(held,), warm=job.experiment,
     )  # fmt: skip
     seconds = round(time.monotonic() - start, 2)
     with contextlib.suppress(OSError):  # the notebook is for reading; the record is what counts

@@ -98,6 +98,7 @@ def compare(found: Sequence[Row], scores: Sequence[str] | None = None) -> Table:
     Raises:
         ValueError: if the paper has no table for any of the records.
     """
+    scores = _known(scores or [], list(dict.fromkeys(key for row in found for key in row)))
     paper = paper_values()
     trained = [row for row in found if row.get("epochs") and row.get("labels") == "true"]
     mine = [row for row in trained if (row["dataset"], row["stages"], row["network"]) in paper]

@@ -90,7 +90,8 @@ def read(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
 def keep_plan(grid: Grid) -> None:
     """Keep the expanded grid: until the grid, its notebook or the library changes, it need not be checked again."""
     runs = [{"name": run.name, "settings": run.settings} for run in grid.runs]
-    _workers.write_json(_plan(grid.out, grid.path), {"digest": grid.digest, "runs": runs})
+    if _planned(grid.out, grid.path, grid.digest) != runs:
+        _workers.write_json(_plan(grid.out, grid.path), {"digest": grid.digest, "runs": runs})
 
 
 def parameters(notebook: Path) -> dict[str, Any]:
