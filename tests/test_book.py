@@ -10,12 +10,14 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 HTML = Path(__file__).resolve().parents[1] / "_build" / "html"
 PAGES = sorted(path.stem for path in (HTML / "book").glob("*.html"))
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
+DESKTOP = {"width": 1280, "height": 900}
 
 pytestmark = pytest.mark.browser
 
@@ -51,14 +53,13 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def visit(browser, site):
-    """Open a page and record what it asks for and complains about; anything beyond the site is refused."""
-    contexts = []
+    """Open a page once, and record what it asks for and complains about; anything beyond the site is refused."""
+    context = browser.new_context(viewport=DESKTOP, color_scheme="light")
 
-    def visit(name, width=1280, scheme="light"):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
+    @functools.cache
+    def visit(name):
         page = context.new_page()
         page.outside, page.faults = [], []
 
@@ -76,35 +77,53 @@ def visit(browser, site):
             "response",
             lambda answer: page.faults.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None,
         )
-        page.goto(f"{site}/book/{name}.html")
+        page.goto(f"{site}/{name}")
         page.wait_for_function(
-            "[...document.querySelectorAll('.math')].every(e => e.querySelector('mjx-container'))", timeout=30_000
+            "[...document.querySelectorAll('.math')].every(e => e.querySelector('mjx-container'))", timeout=60_000
         )
         return page
 
     yield visit
-    for context in contexts:
-        context.close()
+    context.close()
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_page_needs_no_network_and_renders_its_formulas(visit, name):
-    page = visit(name)
+@pytest.fixture(params=PAGES)
+def page(request, visit):
+    """A chapter, as a reader with a wide window in a light room sees it first."""
+    page = visit(f"book/{request.param}.html")
+    yield page
+    page.set_viewport_size(DESKTOP)
+    page.emulate_media(color_scheme="light")
+
+
+def test_page_needs_no_network_and_renders_its_formulas(page):
     assert page.outside == []
     assert page.faults == []
     assert page.locator("mjx-merror").count() == 0
     assert page.evaluate("document.body.innerText").count("\\(") == 0
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_page_fits_a_phone(visit, name):
-    page = visit(name, width=375)
+def test_page_fits_a_phone(page):
+    page.set_viewport_size({"width": 375, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_every_picture_has_words(visit, name):
-    page = visit(name)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_is_accessible(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.wait_for_function("scheme => document.documentElement.dataset.theme === scheme", arg=scheme)
+    # A formula is thousands of elements in the ink of the text around it; MathJax writes MathML for screen readers.
+    context = {"exclude": [["mjx-container"]]}
+    found = Axe().run(page, context, options={"resultTypes": ["violations"]}).response["violations"]
+    serious = [
+        (violation["id"], [node["html"][:200] for node in violation["nodes"][:3]])
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+def test_every_picture_has_words(page):
     silent = page.evaluate(
         """[...document.querySelectorAll('article svg[role=img], article img')]
            .filter(e => !((e.getAttribute('aria-label') || e.getAttribute('alt') || '').includes(' ')))
@@ -113,9 +132,7 @@ def test_every_picture_has_words(visit, name):
     assert silent == []
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_sliders_follow_the_keyboard(visit, name):
-    page = visit(name)
+def test_sliders_follow_the_keyboard_and_the_mouse(page):
     for picture in page.locator("[data-interactive]").all():
         slider, words = picture.locator("input"), picture.locator("output")
         before, drawn = words.inner_text(), picture.locator("svg").inner_html()
@@ -125,6 +142,26 @@ def test_sliders_follow_the_keyboard(visit, name):
         assert words.inner_text() != before
         assert picture.locator("svg").inner_html() != drawn
         assert slider.get_attribute("aria-valuetext") == words.inner_text()
+        for end, share in (("min", 0.01), ("max", 0.99)):
+            box = slider.bounding_box()
+            slider.click(position={"x": share * box["width"], "y": box["height"] / 2})
+            assert slider.input_value() == slider.get_attribute(end)
+
+
+def test_search_finds_a_term(visit):
+    page = visit("search.html?q=polar+factorisation")
+    page.locator("#search-results li a").first.wait_for(timeout=20_000)
+    assert any("weight_decay" in a.get_attribute("href") for a in page.locator("#search-results li a").all())
+
+
+def test_no_page_is_heavy():
+    """A page with all that belongs to it alone weighs at most 1 MB; style sheets, scripts and fonts are shared."""
+    weights = {}
+    for name in PAGES:
+        text = (HTML / "book" / f"{name}.html").read_text(encoding="utf-8")
+        images = {HTML / "book" / unquote(link) for link in re.findall(r'src="([^":]*_images/[^"]+)"', text)}
+        weights[name] = len(text.encode()) + sum(image.stat().st_size for image in images)
+    assert {name: size for name, size in weights.items() if size > 1e6} == {}
 
 
 def test_internal_links_lead_somewhere():

@@ -43,7 +43,11 @@ def test_paper_gets_a_png():
     assert bundle["text/plain"] == "A line."
 
 
-def test_slider_swaps_only_what_moves():
+def payload_of(markup):
+    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', markup, re.DOTALL)[1])
+
+
+def test_slider_carries_only_what_moves():
     fig, dot = figure()
     dot.axes.lines[0].set_gid("still")
 
@@ -51,14 +55,39 @@ def test_slider_swaps_only_what_moves():
         dot.set_data([value], [value])
         return f"The dot is at {value}."
 
-    markup = plots.interactive(fig, update, [0.0, 0.5, 1.0], label="place")._repr_mimebundle_()["text/html"]
-    payload = json.loads(re.search(r'<script type="application/json">(.*?)</script>', markup, re.DOTALL)[1])
-    assert payload["gids"] == ["dot"]
-    assert len(payload["frames"]) == 3
-    assert len({frame[0] for frame in payload["frames"]}) == 3
-    assert payload["texts"][1] == "The dot is at 0.5."
-    assert 'aria-valuetext="The dot is at 0.0."' in markup
-    assert 'max="2"' in markup
+    markup = plots.interactive(fig, update, {"place": [0.0, 0.5, 1.0]}, start=(1,))._repr_mimebundle_()["text/html"]
+    payload = payload_of(markup)
+    assert {(gid, attribute) for gid, _, attribute in payload["parts"]} == {("dot", "x"), ("dot", "y")}
+    assert len({tuple(frame) for frame in payload["frames"]}) == len(payload["frames"]) == 3
+    assert payload["texts"][2] == "The dot is at 1.0."
+    assert 'aria-valuetext="The dot is at 0.5."' in markup
+    assert 'max="2" value="1"' in markup
+
+
+def test_the_last_of_two_sliders_turns_fastest():
+    fig, dot = figure()
+
+    def update(x, y):
+        dot.set_data([x], [y])
+        return f"The dot is at {x}, {y}."
+
+    markup = plots.interactive(fig, update, {"x": [0, 1], "y": [0, 0.5, 1]})._repr_mimebundle_()["text/html"]
+    assert payload_of(markup)["texts"][:4] == [
+        f"The dot is at {x}, {y}." for x, y in ((0, 0), (0, 0.5), (0, 1), (1, 0))
+    ]
+    assert markup.count('type="range"') == 2
+
+
+def test_a_group_whose_elements_change_is_swapped_whole():
+    fig, dot = figure()
+
+    def update(count):
+        dot.set_data(range(count), range(count))
+        return f"{count} dots."
+
+    payload = payload_of(plots.interactive(fig, update, {"dots": [1, 2]})._repr_mimebundle_()["text/html"])
+    assert payload["parts"] == [["dot", 0, ""]]
+    assert [frame[0].count("<use") for frame in payload["frames"]] == [1, 2]
 
 
 def test_refuses_a_figure_without_words():
@@ -69,5 +98,5 @@ def test_refuses_a_figure_without_words():
 def test_refuses_a_slider_with_nothing_to_move():
     fig, dot = figure()
     dot.set_gid(None)
-    with pytest.raises(ValueError, match="0 artists with a gid and 3 values"):
-        plots.interactive(fig, str, [1, 2, 3], label="x")
+    with pytest.raises(ValueError, match="0 artists with a gid"):
+        plots.interactive(fig, str, {"x": [1, 2, 3]})

@@ -1,16 +1,17 @@
 """Figures of the book: one style, one inline SVG for light and dark pages, alternative text, and a slider.
 
 A figure is drawn by matplotlib with a stand-in for the text colour; `show` replaces it by the page's own, so that one
-vector picture serves both themes and stays sharp at any size. `interactive` adds a range input that swaps only the
+vector picture serves both themes and stays sharp at any size. `interactive` adds range inputs that change only the
 artists that move. Neither needs anything from the network. Used by every chapter.
 """
 
 import base64
 import html
 import io
+import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -132,44 +133,50 @@ def show(fig: Figure, alt: str) -> Picture:
 
 
 def interactive(
-    fig: Figure, update: Callable[[Any], str], values: Sequence[Any], *, label: str, start: int = 0
+    fig: Figure,
+    update: Callable[..., str],
+    sliders: Mapping[str, Sequence[Any]],
+    *,
+    start: Sequence[int] | None = None,
 ) -> Picture:
-    """A figure with a slider.
+    """A figure with sliders.
 
     Args:
         fig: drawn once, with a gid on every artist that changes (`artist.set_gid("name")`); no text may carry one.
-        update: called with each value; moves the artists and returns the sentence that is shown under the figure.
-        values: the slider's stops.
-        label: what the slider sets.
-        start: index of the stop shown first, and on paper.
+        update: called with one value of each slider; moves the artists and returns the sentence that is shown under
+            the figure.
+        sliders: the stops of each slider, under what it sets.
+        start: index of each slider's stop that is shown first, and on paper; None takes the first of each.
 
     Raises:
-        ValueError: if no artist carries a gid, or fewer than two values are given.
+        ValueError: if no artist carries a gid, or a slider has fewer than two stops.
     """
     gids = sorted({a.get_gid() for a in fig.findobj() if a.get_gid()})
-    if not gids or len(values) < 2:
-        raise ValueError(f"{len(gids)} artists with a gid and {len(values)} values; a slider needs at least 1 and 2")
+    if not gids or not sliders or min(map(len, sliders.values())) < 2:
+        raise ValueError(f"{len(gids)} artists with a gid, stops {sliders}; a slider needs at least one and two")
+    start = [0] * len(sliders) if start is None else list(start)
     texts, frames = [], []
-    for value in values:
-        texts.append(update(value))
+    for stops in itertools.product(*sliders.values()):
+        texts.append(update(*stops))
         frames.append(_groups(_render(fig, texts[-1]), gids))
-    update(values[start])
-    svg, png = _render(fig, texts[start]), _png(fig)
+    first = update(*(stops[k] for stops, k in zip(sliders.values(), start, strict=True)))
+    svg, png = _render(fig, first), _png(fig)
     plt.close(fig)
-    # What never changes stays in the first frame only.
-    moving = [gid for gid in gids if any(frame[gid] != frames[start][gid] for frame in frames)]
-    script = {"gids": moving, "frames": [[frame[gid] for gid in moving] for frame in frames], "texts": texts}
+    parts, values = _moving(frames, gids)
+    script = {"parts": parts, "frames": values, "texts": texts}
     payload = json.dumps(script, separators=(",", ":")).replace("</", r"<\/")  # "</script>" would end the element
-    stops = ", ".join(str(value) for value in (values[0], values[-1]))
-    markup = (
-        f'<div class="picture" data-interactive>{svg}'
+    inputs = "".join(
         f'<label class="picture-slider"><span>{html.escape(label)}</span>'
-        f'<input type="range" min="0" max="{len(values) - 1}" value="{start}" step="1" '
-        f'aria-valuetext="{html.escape(texts[start], quote=True)}" title="{html.escape(stops, quote=True)}"></label>'
-        f'<output class="picture-text" aria-live="polite">{html.escape(texts[start])}</output>'
+        f'<input type="range" min="0" max="{len(stops) - 1}" value="{k}" step="1" '
+        f'aria-valuetext="{html.escape(first, quote=True)}" title="{stops[0]}, …, {stops[-1]}"></label>'
+        for (label, stops), k in zip(sliders.items(), start, strict=True)
+    )
+    markup = (
+        f'<div class="picture" data-interactive>{svg}{inputs}'
+        f'<output class="picture-text" aria-live="polite">{html.escape(first)}</output>'
         f'<script type="application/json">{payload}</script></div>'
     )
-    return Picture(markup, png, texts[start])
+    return Picture(markup, png, first)
 
 
 def _render(fig: Figure, alt: str) -> str:
@@ -186,7 +193,13 @@ def _render(fig: Figure, alt: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
+    svg = re.sub(r'(?<= )(?:d|x|y)="[^"]*"', _rounded, svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt, quote=True)}"', 1)
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    """Coordinates to a tenth of a point: nobody sees more, and a page carries thousands."""
+    return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), attribute[0])
 
 
 def _png(fig: Figure) -> bytes:
@@ -195,13 +208,38 @@ def _png(fig: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _groups(svg: str, gids: Sequence[str]) -> dict[str, str]:
-    """The inner markup of each <g id=gid>."""
+def _groups(svg: str, gids: Sequence[str]) -> dict[str, ElementTree.Element]:
+    """The group <g id=gid> of each gid; an artist that draws nothing has an empty one."""
     for prefix, uri in (("", "http://www.w3.org/2000/svg"), ("xlink", "http://www.w3.org/1999/xlink")):
         ElementTree.register_namespace(prefix, uri)
-    found = {}
-    for group in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}g"):
-        if group.get("id") in gids:
-            inner = "".join(ElementTree.tostring(child, encoding="unicode") for child in group)
-            found[group.get("id")] = re.sub(r' xmlns(:xlink)?="[^"]*"', "", inner).replace("\n", " ")
-    return {gid: found.get(gid, "") for gid in gids}
+    groups = {group.get("id"): group for group in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}g")}
+    return {gid: groups.get(gid, ElementTree.Element("g")) for gid in gids}
+
+
+def _moving(
+    frames: Sequence[dict[str, ElementTree.Element]], gids: Sequence[str]
+) -> tuple[list[list[Any]], list[list[str]]]:
+    """What differs between frames: parts, each (gid, element's place in its group, attribute), and a frame's values.
+
+    A group whose elements are not the same ones in every frame is one part, (gid, 0, ""), with its inner markup.
+    """
+    parts, columns = [], []
+    for gid in gids:
+        groups = [list(frame[gid].iter())[1:] for frame in frames]
+        kinds = {tuple((element.tag, *element.attrib) for element in elements) for elements in groups}
+        if len(kinds) == 1:
+            for place, elements in enumerate(zip(*groups, strict=True)):
+                for name in elements[0].attrib:
+                    column = [element.get(name) for element in elements]
+                    if len(set(column)) > 1:
+                        parts.append([gid, place, name.rpartition("}")[2]])  # SVG 2 calls xlink:href href
+                        columns.append(column)
+        else:
+            parts.append([gid, 0, ""])
+            columns.append([_inner(frame[gid]) for frame in frames])
+    return parts, [list(values) for values in zip(*columns, strict=True)]
+
+
+def _inner(group: ElementTree.Element) -> str:
+    markup = "".join(ElementTree.tostring(child, encoding="unicode") for child in group)
+    return re.sub(r' xmlns(:xlink)?="[^"]*"', "", markup).replace("\n", " ")
