@@ -1,11 +1,11 @@
-"""Capacity, one step and the straight track against closed forms, other derivatives and counting."""
+"""Capacity and one step against closed forms, other derivatives and counting."""
 
 import math
 from itertools import pairwise
 
 import pytest
 import torch
-from geodesic import degradation, networks, tracks
+from geodesic import degradation, networks
 from geodesic.degradation import Chain
 from torch import nn
 from torch.nn import functional as F
@@ -274,51 +274,3 @@ def test_step_for_decrease_refuses_a_stationary_point():
     x = torch.ones(3, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match="gradient is zero"):
         degradation.step_for_decrease(layer, x, layer(x).detach(), 0.1, squared)
-
-
-# ----------------------------------------------------------------------------------------------------------- the track
-def random_track(generator, steps=7, n=4):
-    return torch.randn(steps, n, 2, 3, generator=generator, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("at_once", [False, True])
-def test_relaxed_track_is_straight_and_equally_spaced(at_once, generator):
-    """Jensen: the unique minimiser interpolates the ends linearly. 600 sweeps leave cos(π/6)⁶⁰⁰ ~ 3e-38."""
-    track = random_track(generator)
-    got = degradation.relax(track, 600, at_once=at_once)
-    place = torch.linspace(0, 1, 7, dtype=torch.float64)[:, None, None, None]
-    torch.testing.assert_close(got, (1 - place) * track[0] + place * track[-1])
-    torch.testing.assert_close(tracks.action(got), tracks.displacement_squared(track))
-
-
-def test_slowest_mode_shrinks_by_the_cosine():
-    """sin(πl/L) is an eigenvector of the mean of two neighbours with eigenvalue cos(π/L). Rounding of float64."""
-    mode = torch.sin(torch.pi * torch.arange(9, dtype=torch.float64) / 8)[:, None, None]
-    torch.testing.assert_close(degradation.relax(mode, 5), mode * math.cos(math.pi / 8) ** 5, rtol=1e-10, atol=1e-12)
-
-
-def test_in_turn_is_twice_as_fast(generator):
-    """Gauss–Seidel's spectral radius is the square of Jacobi's for this matrix. The other modes are gone to 1e-6."""
-    track = random_track(generator, steps=9)
-    track[-1] = track[0] = 0.0
-    late = [degradation.relax(track, sweeps, at_once=False).norm() for sweeps in (60, 61)]
-    torch.testing.assert_close((late[1] / late[0]).item(), math.cos(math.pi / 8) ** 2, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("at_once", [False, True])
-def test_energy_never_rises_and_ends_stay(at_once, generator):
-    """In turn it is coordinate descent; at once the update matrix has its spectrum within ±1. Rounding of float64."""
-    track = random_track(generator)
-    before = track.clone()
-    energies = [tracks.action(degradation.relax(track, k, at_once=at_once)).item() for k in range(6)]
-    assert all(new <= old * (1 + 1e-12) for old, new in pairwise(energies))
-    after = degradation.relax(track, 6, at_once=at_once)
-    torch.testing.assert_close(after[[0, -1]], before[[0, -1]], rtol=0, atol=0)
-    torch.testing.assert_close(track, before, rtol=0, atol=0)
-
-
-def test_relax_refuses_a_single_state(generator):
-    with pytest.raises(ValueError, match="1 states and sweeps=3"):
-        degradation.relax(random_track(generator, steps=1), 3)
-    with pytest.raises(ValueError, match="sweeps=-1"):
-        degradation.relax(random_track(generator), -1)

@@ -1,9 +1,9 @@
-"""Why a deeper network may be harder to train: capacity counted and reached, one gradient step taken apart, the track.
+"""Why a deeper network may be harder to train: capacity counted and reached, one gradient step taken apart.
 
-Three things are measured. How many random equations a ReLU chain can be made to satisfy, against the count of eqs
-18–24. How far the change of a layer's output in one gradient step is from the one its gradient asks for, and how far a
-step of all layers at once is from steps of one layer after another (eqs 25–29). How a track between fixed ends relaxes
-to the straight one (eq. 30). Used by book/degradation.md. Source: arXiv:2102.09235, section 3.
+Two things are measured. How many random equations a ReLU chain can be made to satisfy, against the count of eqs 18–24.
+How far the change of a layer's output in one gradient step is from the one its gradient asks for, and how far a step of
+all layers at once is from steps of one layer after another (eqs 25–29). Used by book/degradation.md.
+Source: arXiv:2102.09235, section 3.
 
 | symbol | identifier | shape | meaning |
 |---|---|---|---|
@@ -266,32 +266,6 @@ def step_for_decrease(
     if squared == 0:
         raise ValueError("the gradient is zero: no step lowers the loss; start from other weights")
     return share * value.item() / squared
-
-
-# ---------------------------------------------------------------------------------------------------------- the track
-def relax(
-    track: Float[Tensor, "steps n *state"], sweeps: int, *, at_once: bool = True
-) -> Float[Tensor, "steps n *state"]:
-    """Lower Σ_l ‖x_{l+1} − x_l‖² with the end points fixed: every inner state moves to the mean of its neighbours.
-
-    That mean is the state's best place given its neighbours, so a sweep is a step of block coordinate descent (in turn,
-    Gauss–Seidel) or its simultaneous version (Jacobi). The slowest mode, sin(πl/L), shrinks by cos(π/L) a sweep at once
-    and by cos²(π/L) in turn.
-
-    Raises:
-        ValueError: for fewer than two states or a negative number of sweeps.
-    Source: paper eq. (30).
-    """
-    if len(track) < 2 or sweeps < 0:
-        raise ValueError(f"{len(track)} states and sweeps={sweeps}; a track needs at least 2, and sweeps at least 0")
-    track = track.clone()
-    for _ in range(sweeps):
-        if at_once:
-            track[1:-1] = (track[:-2] + track[2:]) / 2
-        else:
-            for l in range(1, len(track) - 1):
-                track[l] = (track[l - 1] + track[l + 1]) / 2
-    return track
 
 
 # ----------------------------------------------------------------------------------------------------------- internals
