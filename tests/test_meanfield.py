@@ -527,6 +527,8 @@ SMALL = {
     "success": {"particles": [[1, 3], [20, 3]], "dimension": 4, "teacher_neurons": 1, "steps": 40},
     "chaos": {"particles": [4, 8], "reference": 16, "repeats": {"line": 2, "plane": 2, "sphere": 2}, "substeps": 20,
               "times": {"line": [0, 1], "plane": [0, 1], "sphere": [0, 1]}},
+    "replication": {"particles": [4, 8], "reference": 16, "repeats": {"plane": 2}, "times": {"plane": [0, 1]},
+                    "substeps": 20},
     "real": {"dataset": "digits", "particles": [10, 20], "scalings": [["mean-field", 1.0, 500], ["standard", 1.0, 500]],
              "steps": 10, "seeds": [0], "w2_points": 15},
 }  # fmt: skip
@@ -567,6 +569,17 @@ def test_interrupted_run_goes_on_where_it_stopped(small, tmp_path, monkeypatch):
     assert len(calls) == len(whole) + 1
     strip = lambda parts: [{k: v for k, v in part.items() if "seconds" not in k} for part in parts]  # noqa: E731
     assert json.dumps(strip(again)) == json.dumps(strip(whole))
+
+
+def test_replication_is_the_chaos_of_another_seed_without_its_distances(tmp_path):
+    settings = runs.SETTINGS["replication"] | SMALL["replication"]
+    whole = {key: value for key, value in settings.items() if key != "w2_repeats"} | {"experiment": "chaos"}
+    first, second = (records.read(runs.run(each, tmp_path))["final"]["parts"] for each in (settings, whole))
+    for part, other in zip(first, second, strict=True):
+        assert part["function_gap"] == other["function_gap"]
+        assert part["loss_gap"] == other["loss_gap"]
+        assert [len(row) for row in part["w2_squared"]] == [0, 0]
+        assert [len(row) for row in other["w2_squared"]] == [2, 2]
 
 
 def test_success_needs_a_neuron_of_the_right_sign(tmp_path):

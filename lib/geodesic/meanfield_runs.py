@@ -7,6 +7,7 @@ goes on with the first part that is missing. `recorded` gives the chapter the fi
 |---|---|
 | success | share of initialisations that learn a teacher of 5 neurons in dimension 20, over the number m of particles |
 | chaos | distance between the measure of m particles and the limit, over m: in W₂², in function, in loss |
+| replication | the same in the plane, function and loss only, with new and more initialisations |
 | real | two-layer network on images in mean-field and standard scaling: accuracy, and W₂ travelled, over m |
 """
 
@@ -54,6 +55,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "times": {"line": [0, 2, 10, 40], "plane": [0, 2, 10, 50], "sphere": [0, 10, 50]},
         "substeps": 40,  # of Heun's scheme between two of these times
         "seed": 0,
+    },
+    # Made after "chaos" had been looked at, to test what was read off it: other draws, four times as many.
+    "replication": {
+        "experiment": "replication",
+        "problems": ["plane"],
+        "particles": [4, 8, 16, 32, 64, 128, 256],
+        "reference": 1024,
+        "repeats": {"plane": 64},
+        "w2_repeats": 0,  # W₂ takes most of the time, and is not in question
+        "times": {"plane": [0, 2, 10, 50]},
+        "substeps": 40,
+        "seed": 1,
     },
     "real": {
         "experiment": "real",
@@ -252,7 +265,8 @@ def _chaos(settings: dict[str, Any], part: Part, root: Any, device: torch.device
     if name == "line":
         w2 = [line_w2_squared(clouds[..., 0], reference[..., 0]).tolist() for clouds, reference in pairs]
     else:
-        w2 = [[cloud_w2_squared(cloud, reference) for cloud in clouds] for clouds, reference in pairs]
+        some = settings.get("w2_repeats")  # None: all
+        w2 = [[cloud_w2_squared(cloud, reference) for cloud in clouds[:some]] for clouds, reference in pairs]
     gaps = [_function_gap(name, clouds, reference).tolist() for clouds, reference in pairs]
     loss = (trajectory.energies - limit.energies[:, None]).tolist()
     result = {"w2_squared": w2, "function_gap": gaps, "loss_gap": loss}
@@ -326,12 +340,14 @@ def _real(settings: dict[str, Any], part: Part, root: Any, device: torch.device)
     }
 
 
+def _chaos_parts(settings: dict[str, Any]) -> list[Part]:
+    return [{"problem": name, "m": m} for name in settings["problems"] for m in settings["particles"]]
+
+
 _EXPERIMENTS: dict[str, tuple[Callable[[dict[str, Any]], list[Part]], Callable[..., Part]]] = {
     "success": (lambda settings: [{"m": m, "repeats": repeats} for m, repeats in settings["particles"]], _success),
-    "chaos": (
-        lambda settings: [{"problem": name, "m": m} for name in settings["problems"] for m in settings["particles"]],
-        _chaos,
-    ),
+    "chaos": (_chaos_parts, _chaos),
+    "replication": (_chaos_parts, _chaos),
     "real": (
         lambda settings: [
             {"m": m, "scaling": scaling, "step": step, "seed": seed}
