@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
-from geodesic import aeot, aeot_runs, records, semidiscrete
+from geodesic import __main__, aeot, aeot_runs, records, semidiscrete
 from geodesic import generative_metrics as metrics
+from torchvision.io import decode_image
 
 TINY = aeot.Recipe(code=2, width=32, steps=150, batch=64, rate=5e-3, tol=0.2)
 
@@ -145,7 +146,7 @@ def test_interrupted_run_goes_on(tiny, tmp_path):
 
 
 def test_missing_record_names_the_command(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"python -m geodesic.aeot_runs ring"):
+    with pytest.raises(FileNotFoundError, match=r"python -m geodesic aeot --data ring"):
         aeot_runs.recorded("ring", tmp_path)
 
 
@@ -161,3 +162,46 @@ def test_sheet_survives_the_record():
 def test_metrics_are_called_by_the_ring_run(tiny, tmp_path):
     part = records.read(aeot_runs.run(tiny | {"seeds": [0], "methods": ["vae"]}, tmp_path))["final"]["parts"][0]
     assert set(part["scores"]["direct"]) == {*metrics.Coverage.__dataclass_fields__, "memorisation", "cloud"}
+
+
+def test_command_writes_a_record_and_an_image_grid(tmp_path, capsys):
+    """Two methods on the bundled digits: 4 rows of ten 8×8 images each, a pixel around every image."""
+    options = ["--methods", "ae-ot", "vae", "--seeds", "0", "--n", "60", "--samples", "32", "--steps", "3"]
+    assert __main__.main(["aeot", "--data", "digits", *options, "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("*.json")
+    record = records.read(path)
+    assert (record["status"], record["settings"]["recipe"]["steps"]) == ("complete", 3)
+    assert set(record["final"]["parts"][0]["scores"]["discrete"]) >= {"frechet", "precision", "recall", "nearness"}
+    assert decode_image(str(path.with_suffix(".png"))).shape == (1, 2 * (4 * 9 + 1), 10 * 9 + 1)
+    said = capsys.readouterr().out
+    assert str(path) in said
+    assert "ae-ot, singularity-aware: frechet" in said
+
+
+def test_rows_are_means_over_seeds():
+    """Scores 1 and 3 of two seeds: mean 2, deviation √2; the cloud is left out."""
+    parts = [{"method": "gan", "seed": k, "scores": {"direct": {"modes": 1 + 2 * k, "cloud": []}}} for k in (0, 1)]
+    ((name, scores),) = aeot_runs.rows({"final": {"parts": parts}})
+    assert (name, list(scores)) == ("gan", ["modes"])
+    assert scores["modes"] == (2, pytest.approx(math.sqrt(2)), 2)
+
+
+def test_points_make_no_page():
+    record = {"settings": {"experiment": "ring", "seeds": [0]}, "final": {"parts": [{"method": "gan", "seed": 0}]}}
+    with pytest.raises(ValueError, match="the record of 'ring' has no images to show"):
+        aeot_runs.page(record)
+
+
+class Reader(torch.nn.Module):
+    """Reads a digit off the top left pixel, without doubt."""
+
+    def forward(self, x):
+        return 100.0 * torch.nn.functional.one_hot(x[:, 0, 0, 0].long(), 10)
+
+
+def test_triples_of_digits_are_counted():
+    """012 twice, 345 once, 999 once of 1000: p = ½, ¼, ¼, so KL = Σ p log(1000 p)."""
+    x = torch.tensor([[0, 1, 2], [0, 1, 2], [3, 4, 5], [9, 9, 9]])[:, :, None, None].float()
+    found = aeot_runs._thousand(x, Reader())
+    want = 0.5 * math.log(500) + 0.5 * math.log(250)
+    assert found == {"modes": 3, "reverse_kl": pytest.approx(want), "sure": 1.0}

@@ -85,3 +85,11 @@ def test_classifier_learns_bright_from_dark(generator):
     model = metrics.train_classifier(x, y, 2, generator, steps=60)
     assert torch.equal(model(x).argmax(1), y)
     assert model.features(x).shape == (200, 64)
+
+
+def test_nearness_of_copies_and_of_strangers():
+    """Fakes on the line at 0.1 from the training points k and 0.5 from the test points k + 0.6: ratio 0.1/0.5."""
+    ticks = torch.arange(10.0)[:, None]
+    assert metrics.nearness_ratio(ticks + 0.1, ticks, ticks + 0.6) == pytest.approx(0.2, rel=1e-5)
+    longer = torch.cat([ticks, ticks + 0.1])  # what exceeds the smaller set does not count
+    assert metrics.nearness_ratio(ticks + 0.1, longer, ticks + 0.6) == pytest.approx(0.2, rel=1e-5)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from geodesic import cell_graph, power_diagram, semidiscrete
+from geodesic import _scores, _starts, cell_graph, power_diagram, semidiscrete
 from scipy.optimize import linear_sum_assignment
 
 
@@ -135,6 +135,52 @@ def test_graph_estimates_the_hessian_of_the_line(generator):
     graph = cell_graph.facets(points, atoms[:, 0], atoms[:, 1], scores[:, 0] - scores[:, 1])
     laplacian = torch.stack([graph.apply(e) for e in torch.eye(5, dtype=torch.float64)])
     torch.testing.assert_close(-laplacian.diagonal(1), 1 / points.diff(dim=0)[:, 0], rtol=1e-3, atol=0)  # grid 1e-5
+
+
+def test_a_moved_cell_keeps_its_mass_within_bounds():
+    """Two cells of depth 1 in the plane, joined: against its still neighbour a cell may grow to 4 or shrink to ¼
+    of its mass when its target is what it has: (1 + δ)² = 4 and ¼."""
+    one = torch.ones(1, dtype=torch.float64)
+    depth = torch.ones(2, dtype=torch.float64)
+    graph = cell_graph.Graph(torch.tensor([0]), torch.tensor([1]), one, torch.ones(2, dtype=torch.float64), depth, 2)
+    moved = graph.limit(torch.tensor([5.0, 0.0], dtype=torch.float64), depth)
+    torch.testing.assert_close(moved, torch.tensor([1.0, 4.5], dtype=torch.float64))  # 0 + 1, and 5 − ½
+
+
+def test_an_empty_cell_is_joined_where_it_touches():
+    """Conductance d ν/S and the depth of the cell that it touches."""
+    one = torch.ones(1, dtype=torch.float64)
+    depth = torch.tensor([2.0, 0.5, 9.0], dtype=torch.float64)
+    graph = cell_graph.Graph(torch.tensor([0]), torch.tensor([1]), one, torch.tensor([1.0, 1, 0]).double(), depth, 3)
+    joined = graph.joined(torch.tensor([2]), torch.tensor([1]), 0.25 * one)
+    assert float(joined.conductance[1]) == 3 * 0.25 / 0.5
+    assert joined.degree.tolist() == [1.0, 1 + 1.5, 1.5]
+    assert joined.depth.tolist() == [2.0, 0.5, 0.5]
+
+
+@pytest.fixture
+def pieces(generator):
+    """A thousand atoms of the plane in ten groups of unequal spread: far from Gaussian."""
+    centres, group = 3 * torch.randn(10, 2, generator=generator), torch.randint(10, (1000,), generator=generator)
+    return centres[group] + (0.3 + group[:, None] / 10) * torch.randn(1000, 2, generator=generator)
+
+
+def test_start_from_a_coarser_problem_is_better_than_gaussian(pieces, generator):
+    """E at the interpolated heights lies between its minimum (the solution's, to its error) and the Gaussian start."""
+    frame, weights = _scores.Frame.of(pieces, "normal"), torch.full((1000,), 1e-3, dtype=torch.float64)
+    x = semidiscrete.draw(20_000, 2, "normal", generator)
+    start = semidiscrete._start(frame, weights, generator)
+    solved = semidiscrete.solve(pieces, source="normal", tol=0.1, generator=generator).heights.double() / frame.scale
+    least, ours, gauss = (
+        potential_of(frame.atoms.double(), h, "normal").energy(x.double())
+        for h in (solved, start, _starts.gaussian(frame))
+    )
+    assert least < ours < least + 0.1 * (gauss - least)
+
+
+def test_a_cloud_in_pieces_is_solved_in_the_plane(pieces, generator):
+    """400 samples an atom certify 5 %; without the coarse start and the limit on steps it took 1,000 and more."""
+    assert semidiscrete.solve(pieces, source="normal", generator=generator).samples < 600_000
 
 
 def test_warm_start_needs_fewer_samples(generator):

@@ -1,10 +1,11 @@
 """The command line: `python -m geodesic run --dataset mnist --network resnet --weight-decay 1e-3`.
 
-`run` is one network, `sweep` a grid of them, `report` what they gave. Only the chosen command's libraries are imported:
-torch alone takes longer than a finished sweep.
+`run` is one network, `sweep` a grid of them, `report` what they gave, `aeot` the generative companion. Only the chosen
+command's libraries are imported: torch alone takes longer than a finished sweep.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 import typing
@@ -89,6 +90,21 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", choices=("paper",), help="set the paper's tables beside the records")
 
 
+def _add_aeot(parser: argparse.ArgumentParser) -> None:
+    from geodesic import aeot, aeot_runs
+
+    parser.set_defaults(command=_aeot)
+    parser.add_argument("--data", choices=list(aeot_runs.SETTINGS), default="mnist", help="what to learn")
+    parser.add_argument("--methods", nargs="+", choices=aeot.METHODS, help="train these; None takes all")
+    parser.add_argument("--seeds", nargs="+", type=_at_least(0), metavar="N", help="None takes the book's: 0 1 2")
+    least = {"n": 2, "samples": 16, "steps": 1}
+    for name, text in (("n", "training points"), ("samples", "drawn and judged"), ("steps", "of the decoder")):
+        parser.add_argument(f"--{name}", type=_at_least(least[name]), metavar="N", help=f"{text}; None: the book's")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the record and of the image grid")
+    parser.add_argument("--root", help="folder of the data; None takes $GEODESIC_DATA, else ./data")
+    parser.add_argument("--download", action="store_true", help="fetch missing data from its public address")
+
+
 _COMMANDS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str, str], ...] = (
     ("run", _add_run, "train and score one network",
      "Train and score one network and write its record. A run whose record exists is not repeated."),
@@ -96,6 +112,9 @@ _COMMANDS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str, str]
      "Execute every run of a grid that has no record yet, each in a notebook of its own, on the cores of this machine "
      "or on a Dask cluster. What was interrupted is continued by the same command."),
     ("report", _add_report, "tabulate records", "Mean ± standard deviation over seeds of the records in a folder."),
+    ("aeot", _add_aeot, "generate by optimal transport",
+     "Train AE-OT and its rivals, draw from each, score what was drawn, and write a record and, of images, a grid of "
+     "them. What was interrupted is continued by the same command."),
 )  # fmt: skip
 
 
@@ -159,19 +178,20 @@ def _number(value: float | None) -> str:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    grid = sweep.read(options.grid, options.out)
+    grid = sweep.read(options.grid, options.out, options.root)
     done = {
         run.name: _workers.judged(run.name, "reused", record)
         for run in grid.runs
-        if (record := _workers.recorded(grid.out, run.name, run.settings)) is not None
+        if (record := _workers.recorded(grid.out, run)) is not None
     }
     todo = [run for run in grid.runs if run.name not in done]
     expected = _progress.estimate(grid) if todo else {}
     if options.dry_run:
         print(_progress.listing(grid, done, expected, options.workers or _dispatch.cores()))
         return 0
-    if todo:
+    with contextlib.suppress(OSError):  # it saves time, no more
         sweep.keep_plan(grid)
+    if todo:
         names = [field.name for field in dataclasses.fields(_dispatch.Options)]
         chosen = {name: getattr(options, name) for name in names if name != "show"}
         ended = _dispatch.execute(grid, todo, _dispatch.Options(**chosen, show=not options.quiet), expected)
@@ -188,6 +208,32 @@ def _report(options: argparse.Namespace) -> int:
         report.compare(found, options.scores) if options.compare else report.table(found, options.by, options.scores)
     )
     print(report.render(table, options.format), end="")
+    return 0
+
+
+def _aeot(options: argparse.Namespace) -> int:
+    from torchvision.io import write_png
+
+    from geodesic import aeot_runs, data, records
+
+    settings = aeot_runs.SETTINGS[options.data]
+    chosen = {key: getattr(options, key) for key in ("methods", "seeds", "n", "samples") if getattr(options, key)}
+    steps = {"steps": options.steps} if options.steps else {}
+    settings = settings | chosen | {"recipe": settings["recipe"] | steps}
+    if options.download and "dataset" in settings:
+        data.load(settings["dataset"], options.root, download=True)
+
+    def follow(part: dict[str, Any]) -> None:
+        print(f"seed {part['seed']} {part['method']}: {part['seconds']:.0f} s", file=sys.stderr, flush=True)
+
+    path = aeot_runs.run(settings, options.out, options.root, follow)
+    record = records.read(path)
+    for name, scores in aeot_runs.rows(record):
+        print(f"{name}: " + ", ".join(f"{key} {score.mean:.3f} ± {score.sd:.3f}" for key, score in scores.items()))
+    print(f"record: {path}")
+    if "dataset" in settings:
+        write_png(aeot_runs.page(record), str(path.with_suffix(".png")))
+        print(f"images, {', '.join(settings['methods'])} from the top: {path.with_suffix('.png')}")
     return 0
 
 

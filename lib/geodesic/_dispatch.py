@@ -5,6 +5,7 @@ Used by `python -m geodesic sweep`; what a worker does with a run is in `_worker
 
 import contextlib
 import importlib.util
+import itertools
 import logging
 import os
 import secrets
@@ -16,12 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from geodesic import _workers
-from geodesic._progress import Display, say
+from geodesic._progress import Display, outlook, say
 from geodesic._workers import Job, Outcome
 from geodesic.sweep import CONTROLS, Grid, Run
 
 _ANSWER = 15.0  # seconds in which a scheduler must answer
 _LOOK_AGAIN = 2.0  # seconds between looks at a run that another sweep computes
+# Of a cluster started here: a worker gets no run that it cannot begin; and Dask, which by default looks at itself a
+# hundred times a second, in every process, leaves the cores to the runs (of two cores it took four hundredths).
+_LOCAL = {
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ def execute(grid: Grid, runs: Sequence[Run], options: Options, expected: Mapping
         RuntimeError: if the cluster is not fit for it, or its scheduler goes away.
     """
     with _connect(options) as (client, width):
-        _inspect(client, grid)
+        _inspect(client, grid, options.show)
         if grid.experiment:
             settings = [run.settings for run in runs]
             asked = (settings, _root(options), options.device, options.download, os.getcwd())
@@ -62,7 +71,9 @@ def execute(grid: Grid, runs: Sequence[Run], options: Options, expected: Mapping
                 raise ValueError(wrong)
         jobs = _jobs(grid, runs, options, width)
         labels = {run.name: run.label for run in runs}
-        with Display(labels, expected, options.show) as display:
+        if options.show:
+            say(outlook(grid, list(labels), expected, max(_width(client), 1)))
+        with Display(labels, expected, _width(client), options.show) as display:
             return _hand_out(client, jobs, options.retries, display)
 
 
@@ -71,16 +82,23 @@ def _hand_out(client: Any, jobs: Sequence[Job], retries: int, display: Display) 
     from distributed import wait
     from distributed.client import FuturesCancelledError
 
-    running = {client.submit(_workers.execute, job, key=f"{job.name}-0", pure=False): (job, 0) for job in jobs}
+    # Keys of one group, which is this sweep's alone: only then does Dask keep back what no worker can begin yet. Else a
+    # worker would hold many runs, and with it those that it has not begun would count as lost, too.
+    group, numbers = f"sweep-{secrets.token_hex(4)}", itertools.count()
+
+    def submit(batch: Sequence[tuple[Job, int]]) -> dict[Any, tuple[Job, int]]:
+        some = [job for job, _ in batch]
+        futures = client.map(_workers.execute, some, key=[(group, next(numbers)) for _ in some], pure=False)
+        return dict(zip(futures, batch, strict=True))
+
+    running = submit([(job, 0) for job in jobs])
     later: list[tuple[float, Job, int]] = []
     ended: list[Outcome] = []
     while running or later:
         now = time.monotonic()
-        for one in [one for one in later if one[0] <= now]:
-            later.remove(one)
-            _, job, attempt = one
-            key = f"{job.name}-{secrets.token_hex(4)}"
-            running[client.submit(_workers.execute, job, key=key, pure=False)] = (job, attempt)
+        if due := [one for one in later if one[0] <= now]:
+            later = [one for one in later if one[0] > now]
+            running |= submit([(job, attempt) for _, job, attempt in due])
         with contextlib.suppress(TimeoutError, FuturesCancelledError):
             if running:
                 wait(list(running), timeout=1, return_when="FIRST_COMPLETED")
@@ -100,16 +118,25 @@ def _hand_out(client: Any, jobs: Sequence[Job], retries: int, display: Display) 
             else:
                 ended.append(outcome)
                 display.ended(outcome)
-        display.refresh(_busy(client), sum(when > now for when, _, _ in later))
+        display.refresh(_busy(client, group), _width(client), sum(when > now for when, _, _ in later))
     return ended
 
 
-def _busy(client: Any) -> int:
-    """Runs under way: a worker's threads may have more runs waiting than they can execute."""
+def _busy(client: Any, group: str) -> int:
+    """Runs of a sweep under way: a worker's threads may have a run waiting beyond those that they execute."""
     try:
         threads = client.nthreads()
-        return sum(min(len(keys), threads.get(worker, 1)) for worker, keys in client.processing().items())
+        held = {worker: sum(key[0] == group for key in keys) for worker, keys in client.processing().items()}
     except Exception:  # the scheduler is going; the next look at the client says so
+        return 0
+    return sum(min(count, threads.get(worker, 1)) for worker, count in held.items())
+
+
+def _width(client: Any) -> int:
+    """Runs that the cluster can execute at once; 0 if it does not say."""
+    try:
+        return sum(client.nthreads().values())
+    except Exception:  # as above
         return 0
 
 
@@ -147,8 +174,7 @@ def _jobs(grid: Grid, runs: Sequence[Run], options: Options, width: int | None) 
     }
     return [
         Job(
-            name=run.name,
-            settings=run.settings,
+            **vars(run),
             parameters={key: value for key, value in run.settings.items() if key in grid.parameters} | controls,
             **common,
         )
@@ -175,7 +201,7 @@ def _connect(options: Options) -> Iterator[tuple[Any, int | None]]:
             yield client, None
         return
     width = options.workers or len(_gpus(options)) or (cores() if options.device == "cpu" else 1)
-    with warnings.catch_warnings(), dask.config.set({"distributed.scheduler.worker-saturation": 1.0}):
+    with warnings.catch_warnings(), dask.config.set(_LOCAL):
         warnings.filterwarnings("ignore", message="Port .* is already in use")
         cluster = LocalCluster(
             n_workers=width, threads_per_worker=1, processes=True, memory_limit=0,
@@ -185,15 +211,15 @@ def _connect(options: Options) -> Iterator[tuple[Any, int | None]]:
         yield client, width
 
 
-def _inspect(client: Any, grid: Grid) -> None:
+def _inspect(client: Any, grid: Grid, show: bool) -> None:
     """Refuse workers of other versions, and workers that do not see the folder of the records."""
     while not client.scheduler_info(n_workers=-1)["workers"]:
         say(f"the scheduler at {client.scheduler.address} has no worker yet; waiting (Ctrl-C to leave)")
         with contextlib.suppress(TimeoutError):
             client.wait_for_workers(1, timeout=60)
-    if "dashboard" in client.scheduler_info()["services"]:
-        hint = "" if importlib.util.find_spec("bokeh") else " (its pages need the package bokeh)"
-        say(f"Dask dashboard: {client.dashboard_link}{hint}")
+    if show and "dashboard" in client.scheduler_info()["services"]:
+        page = "status" if importlib.util.find_spec("bokeh") else "info/main/workers.html"  # a table without bokeh
+        say(f"Dask dashboard: {client.dashboard_link.removesuffix('status')}{page}")
     token = grid.out.absolute() / "locks" / f"{secrets.token_hex(8)}.token"
     _workers.write_json(token, None)
     try:

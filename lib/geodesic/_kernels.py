@@ -72,7 +72,7 @@ def execute(
             try:
                 papermill.execute_notebook(
                     notebook, output, parameters, engine_name="geodesic", progress_bar=False,
-                    manager=manager, launch=launch, start_timeout=min(_START, timeout),
+                    manager=manager, launch=launch, start_timeout=_START,
                 )  # fmt: skip
             except PapermillExecutionError as error:
                 why, lines = "error", error.traceback or [f"{error.ename}: {error.evalue}"]
@@ -145,21 +145,24 @@ papermill_engines.register("geodesic", _Engine)
 @contextlib.contextmanager
 def _deadline(manager: AsyncKernelManager, timeout: float) -> Iterator[threading.Event]:
     """Kill the kernel's process group when the time is up; the event says that this happened."""
-    late = threading.Event()
+    late, ended = threading.Event(), threading.Event()
 
-    def kill() -> None:
+    def watch() -> None:
+        if ended.wait(timeout):
+            return
         late.set()
-        if manager.provisioner is not None and manager.provisioner.pgid:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(manager.provisioner.pgid, signal.SIGKILL)
+        while not ended.wait(0.2):  # again and again: the kernel may only be about to start
+            if manager.provisioner is not None and manager.provisioner.pgid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(manager.provisioner.pgid, signal.SIGKILL)
 
-    timer = threading.Timer(timeout, kill)
-    timer.daemon = True
-    timer.start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield late
     finally:
-        timer.cancel()
+        ended.set()
+        watcher.join()
 
 
 def _outputs(path: Path) -> list[Any]:

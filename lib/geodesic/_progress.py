@@ -4,9 +4,11 @@ Used by `_dispatch` and `python -m geodesic sweep`.
 """
 
 import json
+import math
 import statistics
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -69,14 +71,18 @@ def listing(grid: Grid, done: Mapping[str, Outcome], expected: Mapping[str, floa
 
     lines = [f"{run.name}  {state(run.name):<12}{run.label}" for run in grid.runs]
     todo = [run.name for run in grid.runs if run.name not in done]
-    known = [expected[name] for name in todo if name in expected]
-    time = ""
-    if known:
-        total = len(todo) * sum(known) / len(known) / width
-        time = f", about {duration(total)} on {width} worker{'s' * (width > 1)} like those of the records"
-    elif todo:
-        time = "; no record of a like run to tell the time from"
-    return "\n".join([*lines, f"{len(grid.runs)} runs: {len(done)} recorded, {len(todo)} to compute{time}"])
+    return "\n".join([*lines, outlook(grid, todo, expected, width)])
+
+
+def outlook(grid: Grid, todo: Sequence[str], expected: Mapping[str, float], width: int) -> str:
+    """How many runs are recorded, and how long the others may take on so many workers."""
+    line = f"{len(grid.runs)} runs: {len(grid.runs) - len(todo)} recorded, {len(todo)} to compute"
+    if stale := sum((grid.out / f"{name}.json").exists() for name in todo):
+        line += f" ({stale} again: their records are damaged, or of other code or data)"
+    workers = f"{width} worker{'s' * (width > 1)}"
+    if seconds := remaining(todo, {}, expected):
+        return f"{line}, about {duration(seconds / width)} on {workers} like those of the records"
+    return f"{line} on {workers}; no record of a like run to tell the time from" if todo else line
 
 
 def conclusion(grid: Grid, done: Mapping[str, Outcome]) -> str:
@@ -95,13 +101,13 @@ def conclusion(grid: Grid, done: Mapping[str, Outcome]) -> str:
 class Display:
     """Progress on stderr: a bar on a terminal, a line for each run elsewhere."""
 
-    def __init__(self, labels: Mapping[str, str], expected: Mapping[str, float], show: bool) -> None:
-        self.labels, self.expected, self.show = labels, dict(expected), show
+    def __init__(self, labels: Mapping[str, str], expected: Mapping[str, float], width: int, show: bool) -> None:
+        self.labels, self.expected, self.width, self.show = labels, expected, width, show
         self.left = set(labels)
+        self.took: dict[str, float] = {}  # seconds of the runs computed here
         self.failed = 0
-        self.busy = 1
         self.told = False
-        self.seconds: list[float] = []
+        self.since = time.monotonic()  # the last end of a run
         terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=len(labels), disable=not (show and terminal), leave=False, file=sys.stderr,
@@ -119,17 +125,18 @@ class Display:
         """Count a run that came to its end."""
         self.left.discard(outcome.name)
         self.failed += outcome.status == "failed"
+        self.since = time.monotonic()
         if outcome.status == "computed":
-            self.seconds.append(outcome.seconds)
+            self.took[outcome.name] = outcome.seconds
         self.bar.update()
         if self.lines or (self.show and outcome.status == "failed"):
-            head = f"[{len(self.labels) - len(self.left)}/{len(self.labels)}]"
-            time = f"{outcome.seconds:7.1f} s{self.eta()}" if self.lines else ""
-            say(f"{head} {outcome.why or outcome.status:<9}{time}  {self.labels[outcome.name]}")
+            head = f"{time.strftime('%H:%M:%S')} [{len(self.labels) - len(self.left)}/{len(self.labels)}]"
+            took = f"{outcome.seconds:7.1f} s{self.eta()}" if self.lines else ""
+            say(f"{head} {outcome.why or outcome.status:<9}{took}  {self.labels[outcome.name]}")
 
-    def refresh(self, busy: int, elsewhere: int) -> None:
-        """Say how many runs are under way, and how many somebody else computes."""
-        self.busy = max(busy, 1)
+    def refresh(self, busy: int, width: int, elsewhere: int) -> None:
+        """Say how many runs are under way on how wide a cluster, and how many somebody else computes."""
+        self.width = width
         if elsewhere and self.lines and not self.told:
             say("some runs are being computed by another sweep; waiting for their records")
             self.told = True
@@ -140,12 +147,22 @@ class Display:
 
     def eta(self) -> str:
         """In words, how long what is left may take."""
-        remaining = self.remaining()
-        return f", ETA {duration(remaining / self.busy)}" if remaining is not None else ""
+        work = remaining(self.left, self.took, self.expected)
+        if not work or not self.width:
+            return ""
+        left = work / min(self.width, len(self.left)) - (time.monotonic() - self.since)
+        return f", ETA {duration(max(left, 0.0))}"
 
-    def remaining(self) -> float | None:
-        """Seconds of work left, from the runs that ended here, else from records; None if nothing is known."""
-        if self.seconds:
-            return len(self.left) * sum(self.seconds) / len(self.seconds)
-        known = [self.expected[name] for name in self.left if name in self.expected]
-        return len(self.left) * sum(known) / len(known) if known else None
+
+def remaining(left: Iterable[str], took: Mapping[str, float], expected: Mapping[str, float]) -> float | None:
+    """Seconds of work that are left; None if nothing tells.
+
+    A run takes what records of like runs let expect, times the pace of the runs that ended here against what was
+    expected of them; without like runs it takes the mean of those that ended, or of those that are left.
+    """
+    both = [name for name in took if name in expected]
+    hoped = sum(expected[name] for name in both)
+    pace = sum(took[name] for name in both) / hoped if hoped else 1.0
+    known = {name: pace * expected[name] for name in left if name in expected}
+    typical = [*took.values()] or [*known.values()]
+    return math.fsum(known.get(name, statistics.fmean(typical)) for name in left) if typical else None

@@ -51,14 +51,18 @@ def sequence(count: int, d: int, frame: Frame, generator: torch.Generator | None
         yield x
 
 
+def rows(x: Float[Tensor, "m d"], atoms: int) -> tuple[Float[Tensor, "_ d"], ...]:
+    """The samples whose scores `tiles` yields at a time."""
+    return x.split(max(1, (_TILE if x.device.type == "cpu" else 64 * _TILE) // atoms))
+
+
 def tiles(
     x: Float[Tensor, "m d"], atoms: Float[Tensor, "n d"], heights: Float[Tensor, " n"]
 ) -> Iterator[Float[Tensor, "_ n"]]:
     """Scores ⟨x, yᵢ⟩ + hᵢ in blocks of rows; the block is reused, so use it before asking for the next."""
-    rows = max(1, (_TILE if x.device.type == "cpu" else 64 * _TILE) // len(atoms))
-    block = x.new_empty(min(rows, len(x)), len(atoms))
-    for start in range(0, len(x), rows):
-        part = x[start : start + rows]
+    parts = rows(x, len(atoms))
+    block = x.new_empty(len(parts[0]) if parts else 0, len(atoms))
+    for part in parts:
         yield torch.addmm(heights, part, atoms.T, out=block[: len(part)])
 
 
@@ -69,6 +73,15 @@ def best(scores: Float[Tensor, "m n"]) -> tuple[Int[Tensor, " m"], Float[Tensor,
         return index, value
     index = torch.from_numpy(scores.numpy().argmax(1))
     return index, scores.gather(1, index[:, None])[:, 0]
+
+
+def two_best(
+    scores: Float[Tensor, "m n"],
+) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"], Int[Tensor, " m"], Float[Tensor, " m"]]:
+    """Index and value of the largest and of the second-largest score of each row; overwrites the largest."""
+    first = best(scores)
+    scores.scatter_(1, first[0][:, None], -math.inf)
+    return *first, *best(scores)
 
 
 def project_to_simplex(scores: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:

@@ -31,11 +31,20 @@ _DECIDE = ("torch", "numpy", "scipy", "papermill", "dask")  # packages whose ver
 
 
 @dataclass(frozen=True)
-class Job:
+class Run:
+    """One point of a grid, and what its record must say."""
+
+    name: str  # of its record: the hash of its settings
+    settings: dict[str, Any]
+    label: str  # the settings in which the runs of the grid differ
+    code: str  # that matters for it, see `made_by`
+    data: str | None  # their fingerprint; None if their name alone says what they are
+
+
+@dataclass(frozen=True)
+class Job(Run):
     """A run, and all that a worker needs to execute it."""
 
-    name: str
-    settings: dict[str, Any]
     parameters: dict[str, Any]  # for the notebook's parameters cell
     notebook: str
     out: str
@@ -67,7 +76,7 @@ def execute(job: Job) -> Outcome:
         with lock(folder / "locks" / job.name) as held:
             if held is None:
                 return Outcome(job.name, "busy")
-            if (record := recorded(folder, job.name, job.settings)) is not None:
+            if (record := recorded(folder, job)) is not None:
                 return judged(job.name, "reused", record)
             for place in (folder, folder / "checkpoints"):  # what a killed process was writing
                 for partial in place.glob(f"{job.name}.*.partial"):
@@ -79,13 +88,23 @@ def execute(job: Job) -> Outcome:
         return Outcome(job.name, "failed", "error", lines=(f"{type(error).__name__}: {error}",))
 
 
-def recorded(folder: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of a run, if it is there, whole, and holds the run's settings."""
+def recorded(folder: Path, run: Run) -> dict[str, Any] | None:
+    """The record of a run, if it is there, whole, and of the run's settings, code and data."""
     try:
-        record = json.loads((folder / f"{name}.json").read_bytes())
-        return record if record["settings"] == settings else None
-    except (OSError, ValueError, KeyError, TypeError):
+        record = json.loads((folder / f"{run.name}.json").read_bytes())
+        provenance = record["provenance"]
+        same = record["settings"] == run.settings and made_by(provenance) == run.code
+        return record if same and run.data in (None, provenance.get("data_fingerprint")) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def made_by(provenance: Mapping[str, Any]) -> str:
+    """The code that matters for a record: versions of the package that agree in two numbers compute the same.
+
+    A notebook that is not the book's experiment computes by itself; its records say so with a digest of its cells.
+    """
+    return provenance.get("code") or f"geodesic {'.'.join(provenance['geodesic'].split('.')[:2])}"
 
 
 def judged(name: str, status: str, record: Mapping[str, Any], seconds: float = 0.0) -> Outcome:
@@ -197,12 +216,14 @@ def _compute(job: Job, folder: Path, held: int) -> Outcome:
         os.replace(running, notebooks / f"{job.name}.ipynb")
     if not ended.why and not job.experiment:
         provenance = versions() | {"seconds": seconds, "device": platform.processor() or platform.machine()}
+        provenance["code"] = job.code
         record = {"settings": job.settings, "status": "ok", "final": ended.displayed, "provenance": provenance}
         write_json(folder / f"{job.name}.json", record)
-    if (record := recorded(folder, job.name, job.settings)) is not None:
+    if (record := recorded(folder, job)) is not None:
         return judged(job.name, "computed", record, seconds)
     if not ended.why:
-        return Outcome(job.name, "failed", "error", seconds, (f"the notebook ended without a record {job.name}.json",))
+        line = f"the notebook left no record {job.name}.json of these settings and data"
+        return Outcome(job.name, "failed", "error", seconds, (line,))
     lines = [line for text in ended.lines for line in _ANSI.sub("", text).splitlines() if line.strip()]
     return Outcome(job.name, "failed", ended.why, seconds, tuple(lines[-LAST_LINES:]))
 

@@ -27,12 +27,35 @@ _LEAST_DAMPING = 1e-6
 
 @dataclass(frozen=True)
 class Graph:
-    """Edges (i, j) with conductances; an edge may occur many times, once for each sample that saw it."""
+    """Edges (i, j) with conductances; an edge may occur many times, once for each sample that saw it.
+
+    `depth` is the height S above its neighbours at which the cell of an atom, shrinking in its own shape, is gone.
+    """
 
     i: Int[Tensor, " e"]
     j: Int[Tensor, " e"]
     conductance: Float[Tensor, " e"]
     degree: Float[Tensor, " n"]
+    depth: Float[Tensor, " n"]
+    dimension: int
+
+    def joined(self, i: Int[Tensor, " e"], j: Int[Tensor, " e"], mass: Float[Tensor, " e"]) -> Graph:
+        """The graph with empty cells i beside the cells j that they touch, as if they had this mass and j's depth."""
+        conductance = self.dimension * mass / self.depth[j]
+        degree = self.degree.index_add(0, i, conductance).index_add(0, j, conductance)
+        edges = (torch.cat([self.i, i]), torch.cat([self.j, j]), torch.cat([self.conductance, conductance]))
+        return Graph(*edges, degree, self.depth.index_copy(0, i, self.depth[j]), self.dimension)
+
+    def limit(self, v: Float[Tensor, " n"], ratio: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The step v with no cell moved so far against its neighbours that its mass passes `ratio` by a factor of 4.
+
+        A cell of mass m raised by δ against its neighbours has m(1 + δ/S)ᵈ if it keeps its shape.
+        """
+        beside = v.new_zeros(len(v)).index_add_(0, self.i, self.conductance * v[self.j])
+        beside = beside.index_add_(0, self.j, self.conductance * v[self.i]) / self.degree.clamp(min=1e-300)
+        low = (ratio.clamp(max=1) / 4) ** (1 / self.dimension) - 1
+        high = (ratio.clamp(min=1) * 4) ** (1 / self.dimension) - 1
+        return beside + (v - beside).clamp(low * self.depth, high * self.depth)
 
     def apply(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Laplacian times v: Σⱼ wᵢⱼ (vᵢ − vⱼ)."""
@@ -58,7 +81,7 @@ def facets(
     conductance = d / (d + 1) / (2 * len(gap) * mean_gap[best])
     degree = torch.zeros(len(atoms), dtype=torch.float64, device=atoms.device)
     degree.index_add_(0, i, conductance).index_add_(0, j, conductance)
-    return Graph(i, j, conductance, degree)
+    return Graph(i, j, conductance, degree, (d + 1) * mean_gap, d)
 
 
 @dataclass(frozen=True)
@@ -68,14 +91,16 @@ class Newton:
     heights: Float[Tensor, " n"]
     graph: Graph
     residual: Float[Tensor, " n"]
-    gain: float
+    ratio: Float[Tensor, " n"]  # target mass over the mass seen
     square: float  # squared relative error at `heights`, and its standard error
     standard_error: float
+    gain: float
 
     def step(self, damping: float) -> Float[Tensor, " n"]:
         """Heights after h + gain · (L + damping · mean degree)⁻¹ residual; long damping means a short step."""
         shift = max(damping, _LEAST_DAMPING) * float(self.graph.degree.mean())
-        return self.heights + self.gain * _conjugate_gradients(self.graph, shift, self.residual)
+        step = self.gain * _conjugate_gradients(self.graph, shift, self.residual)
+        return self.heights + self.graph.limit(step, self.ratio)
 
 
 def _conjugate_gradients(

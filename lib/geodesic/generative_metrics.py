@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,7 +64,7 @@ def coverage(samples: Float[Tensor, "n d"], centres: Float[Tensor, "k d"], devia
     )
 
 
-def reverse_kl(samples: Float[Tensor, " k"], data: Float[Tensor, " k"]) -> float:
+def reverse_kl(samples: Real[Tensor, " k"], data: Real[Tensor, " k"]) -> float:
     """KL(p ‖ q) of two vectors of counts, p of the samples, q of the data, 0 log 0 = 0."""
     p, q = samples.double() / samples.sum(), data.double() / data.sum()
     seen = p > 0
@@ -110,6 +110,16 @@ def memorisation_ratio(fake: Tensor, train: Tensor, test: Tensor) -> float:
     new data do.
     """
     return float(_nearest(fake, train).median() / _nearest(test, train).median())
+
+
+def nearness_ratio(fake: Tensor, train: Tensor, test: Tensor) -> float:
+    """Median distance of a fake to its nearest training point, over that to its nearest test point.
+
+    Both sets are cut to the size of the smaller. One when fakes are no closer to the training set than to new data,
+    below one when they lean on it; blur, which brings a fake closer to everything, cancels.
+    """
+    size = min(len(train), len(test))
+    return float(_nearest(fake, train[:size]).median() / _nearest(fake, test[:size]).median())
 
 
 def _nearest(points: Tensor, others: Tensor) -> Float[Tensor, " n"]:

@@ -9,8 +9,11 @@ the graph of neighbouring cells. Cell masses are only seen through samples; the 
    errors of *different* sequences estimate the squared relative error without the bias of sampling noise.
 2. **Step size.** The share of the observed squared error which is not noise is the Kalman gain of the step: near one
    at first, falling like 1/k once noise dominates. Nothing is left for the user to tune.
-3. **Direction.** The best and second-best atom of a sample, when they nearly tie, are an unbiased look at a facet:
-   their counts estimate the Hessian. A damped Newton system on that graph is solved by conjugate gradients.
+3. **Direction.** The best and second-best atom of a sample and the gap between their scores are a look at a facet:
+   they estimate the Hessian. A damped Newton system on that graph is solved by conjugate gradients; no cell is moved
+   further than its depth allows, and hidden planes are raised until they touch the potential.
+
+In low dimension the heights of merged atoms give the start, so that only local errors are left for the full problem.
 
 Source: Lei, An, Guo, Su, Liu, Luo, Yau & Gu, Engineering 6 (2020), the potential and its energy; the solver is ours.
 
@@ -32,11 +35,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from geodesic import _scores, cell_graph
+from geodesic import _scores, _starts, cell_graph
 from geodesic._scores import Frame, Source
 
 _REPLICATES = 8  # independent sequences in a batch
-_LOOKS = 64  # samples per atom whose second-best atom is looked up for the Hessian
+_LOOKS = 16  # samples per atom whose second-best atom is looked up for the Hessian
+_PLANAR = 3  # largest dimension in which coarser problems give the start
+_FEW = 40  # atoms for which the Gaussian map is start enough
 _REMEASURE = 1e3  # damping at which a step moves nothing: the batch then measures the same heights again
 _ACTIVE = 32  # atoms among which `extend` may blend
 
@@ -177,7 +182,8 @@ def solve(
             tol². In high dimension reaching it takes about n/tol² samples, less in low dimension.
         generator: source of the scramblings; torch's own when None.
         device: where to work; that of the points when None.
-        start: heights to begin with, for instance of nearby atoms; those of the Gaussian map when None.
+        start: heights to begin with, for instance of nearby atoms; those of a coarser problem or of the Gaussian
+            map when None.
         max_samples: budget of source points; (n + 512)(2000 + 40/tol²) when None.
 
     Raises:
@@ -190,11 +196,17 @@ def solve(
     max_samples = math.ceil((n + 512) * (2000 + 40 / tol**2)) if max_samples is None else max_samples
     _check_budget(n, tol, max_samples)
     frame = Frame.of(points, source)
-    heights = _gaussian_start(frame) if start is None else frame.shrink(_check_start(start, n)).double()
     if n == 1:
         return Potential(points, weights, torch.zeros_like(weights), source, 0.0, 0.0, 0, 0, 0.0)
-    heights, history, gap = _iterate(frame, weights.double(), heights.to(points.device), tol, max_samples, generator)
+    mass = weights.double()
+    heights = _start(frame, mass, generator) if start is None else frame.shrink(_check_start(start, n)).double()
+    heights, history, gap = _iterate(frame, mass, heights.to(points.device), tol, max_samples, generator)
     last = history[-1]
+    if not _reached(last.error, last.standard_error, tol):
+        raise RuntimeError(
+            f"after {last.samples:,} samples the held-out relative error is {last.error:.3g}, not tol = {tol:g}; "
+            f"about {2 * last.samples:,} samples would be the next attempt: raise max_samples or tol"
+        )
     return Potential(
         points,
         weights,
@@ -212,48 +224,50 @@ def solve(
 def _iterate(
     frame: Frame, weights: Tensor, heights: Tensor, tol: float, max_samples: int, generator: torch.Generator | None
 ) -> tuple[Tensor, list[Progress], float]:
-    """Test, accept or refuse the last step, step again; see the module's head."""
+    """Test, accept or refuse the last step, step again; see the module's head. Ends at tol or with the budget."""
     n = len(weights)
-    batch = _REPLICATES * 2 ** max(math.ceil(math.log2(2 * n)), 9)
+    batch = _REPLICATES * 2 ** max(math.floor(math.log2(2 * n)), 9)
     history: list[Progress] = []
     kept: cell_graph.Newton | None = None
-    damping, raised = None, False
+    damping = None
     while True:
-        survey = _survey(frame, heights, batch, generator, lifts=kept is None or history[-1].empty > 0)
+        survey = _survey(frame, heights, batch, generator)
         square, noise, standard_error = _held_out(survey.counts, weights)
         gain = max(square, 0.0) / max(square + noise, 1e-300)
         used = batch + (history[-1].samples if history else 0)
-        empty = survey.counts.sum(0) == 0
-        error = math.sqrt(max(square, 0.0))
-        history.append(Progress(batch, used, error, standard_error, gain, int(empty.sum())))
-        if square + 2 * standard_error <= tol**2:
+        error, empty = math.sqrt(max(square, 0.0)), int((survey.counts.sum(0) == 0).sum())
+        history.append(Progress(batch, used, error, standard_error, gain, empty))
+        if _reached(error, standard_error, tol) or used + batch > max_samples:
             return heights, history, float(survey.gap.median())
-        if used + batch > max_samples:
-            raise RuntimeError(
-                f"after {used:,} samples the held-out relative error is {error:.3g}, not tol = {tol:g}; "
-                f"about {2 * used:,} samples would be the next attempt: raise max_samples or tol"
-            )
-        missing = empty & (batch * weights >= 8) & survey.deficit.isfinite()
         slack = 2 * (standard_error + (kept.standard_error if kept else 0.0))
         if kept is not None and square > kept.square + slack and damping < _REMEASURE:
             damping = max(4 * damping, 1e-2)
-        elif missing.any() and not raised:
-            heights, kept, raised = torch.where(missing, heights + survey.deficit, heights), None, True
-            continue
+            batch = 2 * batch if gain < 2 / 3 else batch
         else:
             damping = min(square, 1.0) if damping is None else damping / 4
-            graph = cell_graph.facets(frame.atoms, survey.best, survey.second, survey.gap)
-            residual = _residual(survey.counts, weights)
-            kept = cell_graph.Newton(heights, graph, residual, gain, square, standard_error)
+            kept = _newton(frame, heights, survey, weights, (square, standard_error, gain))
             batch = 2 * batch if gain < 1 / 3 else batch
-        heights, raised = kept.step(damping), False
+        heights = kept.step(damping)
 
 
-def _residual(counts: Int[Tensor, "r n"], weights: Tensor) -> Float[Tensor, " n"]:
-    """Residual m log(ν/m) for masses m: ν − m near the solution, but it neither explodes nor stalls far from it."""
-    mass = (counts.sum(0) + 0.5) / counts.sum()
-    residual = mass * (weights / mass).log()
-    return residual - residual.mean()
+def _newton(
+    frame: Frame, heights: Tensor, survey: _Survey, weights: Tensor, seen: tuple[float, float, float]
+) -> cell_graph.Newton:
+    """The Newton system at these heights; `seen` has the squared error, its standard error and the gain."""
+    graph = cell_graph.facets(frame.atoms, survey.best, survey.second, survey.gap)
+    count = survey.counts.sum(0)
+    hidden = (count == 0).nonzero()[:, 0]
+    if len(hidden):  # their planes are raised until they touch u_h, or a step would not know where they belong
+        deficit, touched = _deficit(frame, heights, survey, hidden)
+        heights = heights.index_add(0, hidden, deficit)
+        graph = graph.joined(hidden, touched, weights[hidden])
+    ratio = weights * count.sum() / (count + 0.5)
+    residual = weights * ratio.log() / ratio  # ν − m near the solution, but neither explodes nor stalls far from it
+    return cell_graph.Newton(heights, graph, residual - residual.mean(), ratio, *seen)
+
+
+def _reached(error: float, standard_error: float, tol: float) -> bool:
+    return error**2 + 2 * standard_error <= tol**2
 
 
 def _held_out(counts: Int[Tensor, "r n"], weights: Float[Tensor, " n"]) -> tuple[float, float, float]:
@@ -273,49 +287,61 @@ def _held_out(counts: Int[Tensor, "r n"], weights: Float[Tensor, " n"]) -> tuple
     return square, noise, float(spread.sqrt())
 
 
-def _gaussian_start(frame: Frame) -> Float[Tensor, " n"]:
-    """Heights hᵢ = −u*(yᵢ) of the optimal map between Gaussians with the covariances of source and atoms.
+def _start(frame: Frame, weights: Float[Tensor, " n"], generator: torch.Generator | None) -> Float[Tensor, " n"]:
+    """Heights of the Gaussian map; in low dimension only for few atoms, from which those of more are interpolated.
 
-    With A = Σ_y^½/σ the map is x ↦ A(x − m), and u*(y) = ½⟨y, A⁻¹y⟩ + ⟨y, m⟩, m the mean of the source.
+    A cloud in pieces is far from Gaussian, and in the plane a cell has few neighbours through which mass could pass
+    from one side to the other. In high dimension everything is near, and the Gaussian map is the better start.
     """
-    y = frame.atoms.double()
-    spread, centre = (math.sqrt(1 / 12), 0.5) if frame.source == "cube" else (1.0, 0.0)
-    eigenvalues, axes = torch.linalg.eigh(y.T @ y / len(y))
-    stretch = eigenvalues.clamp(min=1e-6 * float(eigenvalues.max()) + 1e-30).sqrt() / spread
-    return -0.5 * ((y @ axes) ** 2 / stretch).sum(1) - centre * y.sum(1)
+    n, d = frame.atoms.shape
+    if d > _PLANAR or n < 5 * _FEW:
+        return _starts.gaussian(frame)
+    coarse, mass = _starts.merged(frame, weights, n // 5, generator)
+    first = _start(coarse, mass, generator)
+    heights, _, _ = _iterate(coarse, mass, first, 0.15, 1000 * len(mass), generator)
+    return _starts.prolonged(frame, coarse, heights, generator)
 
 
 @dataclass(frozen=True)
 class _Survey:
-    """What a batch shows: counts, the two best atoms of its first samples, and how far below u_h each plane stays."""
+    """What a batch shows: counts, and of its first samples the two best atoms, the best score and the lead."""
 
     counts: Int[Tensor, "r n"]
+    x: Float[Tensor, "k d"]
+    value: Float[Tensor, " k"]
     best: Int[Tensor, " k"]
     second: Int[Tensor, " k"]
     gap: Float[Tensor, " k"]
-    deficit: Float[Tensor, " n"]
 
 
-def _survey(frame: Frame, heights: Tensor, batch: int, generator: torch.Generator | None, lifts: bool) -> _Survey:
+def _survey(frame: Frame, heights: Tensor, batch: int, generator: torch.Generator | None) -> _Survey:
     n, d = frame.atoms.shape
-    h, looks = heights.to(frame.atoms), []
+    h, looks, seen = heights.to(frame.atoms), [], 0
     counts = torch.zeros(_REPLICATES, n, dtype=torch.long, device=heights.device)
-    deficit = torch.full_like(heights, math.inf)
     for r in range(_REPLICATES):
         for x in _scores.sequence(batch // _REPLICATES, d, frame, generator):
-            for scores in _scores.tiles(x, frame.atoms, h):
-                best, value = _scores.best(scores)
-                counts[r] += torch.bincount(best, minlength=n)
-                seen = sum(len(look[0]) for look in looks)
-                if not lifts and seen >= _LOOKS * n:
-                    continue
-                lead = scores.sub_(value[:, None])  # in place: the block of scores is the largest thing in memory
-                deficit = torch.minimum(deficit, -lead.amax(0)) if lifts else deficit
-                lead.scatter_(1, best[:, None], -math.inf)
-                second, behind = _scores.best(lead)
-                looks.append((best, second, -behind))
-    best, second, gap = (torch.cat(part) for part in zip(*looks, strict=True))
-    return _Survey(counts, best, second, gap, deficit)
+            look = _scores.two_best if seen < _LOOKS * n else _scores.best
+            found = [torch.cat(part) for part in zip(*map(look, _scores.tiles(x, frame.atoms, h)), strict=True)]
+            counts[r] += torch.bincount(found[0], minlength=n)
+            if len(found) == 4:
+                looks.append((x, *found))
+                seen += len(x)
+    x, best, value, second, behind = (torch.cat(part) for part in zip(*looks, strict=True))
+    return _Survey(counts, x, value, best, second, value - behind)
+
+
+def _deficit(frame: Frame, heights: Tensor, survey: _Survey, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """How far the planes of hidden atoms stay below u_h on the samples, and the cell where each comes closest."""
+    deficit, touched = torch.full_like(heights[hidden], math.inf), torch.zeros_like(hidden)
+    blocks = _scores.tiles(survey.x, frame.atoms[hidden], heights[hidden].to(frame.atoms))
+    row = 0
+    for scores in blocks:
+        here = slice(row, row := row + len(scores))
+        lead, where = (scores - survey.value[here, None]).max(0)
+        nearer = -lead < deficit
+        deficit = torch.where(nearer, -lead.to(deficit), deficit)
+        touched = torch.where(nearer, survey.best[here][where], touched)
+    return deficit, touched
 
 
 def draw(

@@ -13,6 +13,7 @@ before, so that a finished sweep is recognised at once. What runs where is the b
 """
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import itertools
@@ -26,21 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import geodesic
 from geodesic import _workers
+from geodesic._workers import Run
 
 CONTROLS = ("out", "checkpoints", "root", "device", "download")  # parameters that say where to run, not what
 _SIGNATURE = {"dataset", "network", "weight_decay", "epochs", "seed"}  # a notebook with these is an experiment
 _ENTRIES = ("notebook", "out", "settings", "axes", "runs")
 _WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", list: "a list"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One point of the grid."""
-
-    name: str  # of its record: the hash of its settings
-    settings: dict[str, Any]
-    label: str  # the settings in which the runs of the grid differ
 
 
 @dataclass(frozen=True)
@@ -60,12 +54,15 @@ class Grid:
         return set(self.parameters) >= _SIGNATURE
 
 
-def read(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Grid:
+def read(
+    path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, root: str | os.PathLike[str] | None = None
+) -> Grid:
     """Read a grid, check every value in it, and expand it.
 
     Args:
         path: the TOML file.
         out: folder of the records; None takes the file's, else runs/<name of the file>.
+        root: where the data are (see `data.load`); image folders that are not there cannot make a record void.
 
     Raises:
         FileNotFoundError: if the file or its notebook is not there.
@@ -83,7 +80,13 @@ def read(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
     digest = _digest(path, notebook)
     every = _planned(out, path, digest) or _expand(path, document, notebook, declared)
     varying = [key for key in every[0]["settings"] if len({repr(one["settings"][key]) for one in every}) > 1]
-    runs = tuple(Run(**one, label=_label(one, varying)) for one in every)
+    code = _code(notebook, declared)
+    named = [one["settings"].get("dataset") if declared.keys() >= _SIGNATURE else None for one in every]
+    data = _fingerprints(named, root)
+    runs = tuple(
+        Run(**one, label=_label(one, varying), code=code, data=data.get(name))
+        for one, name in zip(every, named, strict=True)
+    )
     return Grid(path, notebook, out, tuple(declared), runs, digest)
 
 
@@ -162,6 +165,29 @@ def _targets(node: Any) -> list[str]:
     if isinstance(node, ast.Expr):
         return []
     return [target.id for target in (node.targets if isinstance(node, ast.Assign) else [node.target])]
+
+
+def _code(notebook: Path, declared: Mapping[str, Any]) -> str:
+    """The code that decides the numbers, see `_workers.made_by`: the library's, or a notebook's own."""
+    if declared.keys() >= _SIGNATURE:
+        return _workers.made_by({"geodesic": geodesic.__version__})
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
+
+
+def _fingerprints(names: Iterable[str | None], root: str | os.PathLike[str] | None) -> dict[str | None, str]:
+    """Fingerprints of the image folders that are here; other data sets are bundled, or downloaded with a checksum."""
+    folders = {name for name in names if name and name.startswith("folder:")}
+    if not folders:
+        return {}
+    from geodesic import data
+
+    found: dict[str | None, str] = {}
+    for name in folders:
+        with contextlib.suppress(OSError, ValueError):  # of which `check` complains, should a run need them
+            found[name] = data.load(name, root).fingerprint
+    return found
 
 
 def _plan(out: Path, path: Path) -> Path:
