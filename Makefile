@@ -9,7 +9,8 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Several processes share the cores: one thread each, or they fight.
 test: export OMP_NUM_THREADS := 1
-.PHONY: help install book test faults sweep lint pairs notebooks results cifar-k1 cifar-k4 lock clean
+
+.PHONY: help install book pdf lab test faults sweep lint pairs notebooks results cifar-k1 cifar-k4 lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,9 +34,8 @@ pdf: book  ## print the whole book into _build/book.pdf (needs Chromium)
 	@$(BIN)/jupyter-book build -W -n --keep-going --builder singlehtml .
 	$(BIN)/python book/_ext/paper.py
 
-lab: .venv/installed  ## open the chapters as notebooks in JupyterLab, in an environment of its own
-	@test -x _build/lab/bin/jupyter-lab || { $(PYTHON) -m venv _build/lab && _build/lab/bin/pip install -q jupyterlab jupytext; }
-	JUPYTER_PATH=$(CURDIR)/.venv/share/jupyter _build/lab/bin/jupyter-lab notebooks
+lab: .venv/installed  ## open the chapters as notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks
 
 test: lint pairs book  ## everything that CI checks
 	$(BIN)/python -m pytest -n 2 --dist loadfile -rs --nbval-lax --nbval-cell-timeout=300 \
@@ -47,8 +47,8 @@ faults: .venv/installed  ## kill workers, clients and disks under real sweeps, t
 sweep: .venv/installed  ## execute a grid of runs: make sweep GRID=notebooks/grids/digits.toml
 	@$(BIN)/python -m geodesic sweep $(or $(GRID),$(error say which: make sweep GRID=notebooks/grids/digits.toml))
 
-lint: .venv/installed  ## style and formatting
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q .
+lint: .venv/installed  ## style, formatting and common misspellings
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q . && $(BIN)/codespell book/*.md lib tests benchmarks *.md
 
 pairs: .venv/installed  ## each chapter's notebook says what its text says
 	@$(BIN)/python tests/check_pairs.py
