@@ -61,6 +61,13 @@ def test_folder_reads_every_image_with_its_label(folder):
     assert sorted(got.y_test.tolist()) == [0, 0, 1, 1]
 
 
+def test_relative_folder_is_found_under_root(folder):
+    """The name in settings and records is the folder's, whatever machine it lies on; an absolute one still works."""
+    got = data.load("folder:pets", folder.parent)
+    assert got.name == "folder:pets"
+    assert got.fingerprint == data.load(f"folder:{folder}").fingerprint
+
+
 def test_folder_is_decoded_once(folder, cache, monkeypatch):
     first = data.load(f"folder:{folder}")
     monkeypatch.setattr(data, "_read_image", lambda _: pytest.fail("decoded again"))

@@ -1,4 +1,4 @@
-"""Theorem 1 on pairs, weight norms and the plane of the tracks, against closed forms and a loop over pairs."""
+"""Theorem 1 on pairs, pace, one big step, Jacobians, weight norms and planes, against closed forms and loops."""
 
 import math
 from itertools import combinations
@@ -132,6 +132,127 @@ def test_collapse_of_two_pairs_on_a_line():
     """Classes {−3, −1} and {1, 3}: variance 1 within, means ±2 give 4 between."""
     x = torch.tensor([[-3.0], [-1], [1], [3]])
     assert probes.collapse(x, torch.tensor([0, 0, 1, 1]), 2) == pytest.approx(1 / 4)
+
+
+def test_pace_of_a_straight_track_with_uneven_steps():
+    """Steps 1 and 3 on a line: straight 1, even 16/(2·10) = 0.8, spread 1/2."""
+    track = torch.tensor([0.0, 1, 4]).double()[:, None, None] * torch.ones(1, 3, 2).double()
+    assert probes.pace(track) == pytest.approx({"straight": 1.0, "even": 0.8, "step_spread": 0.5})
+
+
+def test_pace_of_a_right_angle():
+    """Equal steps that turn by a right angle: chord² 2 over length² 4, and even."""
+    track = torch.tensor([[0.0, 0], [1, 0], [1, 1]]).double()[:, None]
+    assert probes.pace(track) == pytest.approx({"straight": 0.5, "even": 1.0, "step_spread": 0.0})
+
+
+def test_pace_splits_the_first_gap_of_the_action(generator):
+    """straight · even = E‖x_L − x_0‖² / A, computed by `tracks`."""
+    track = torch.randn(6, 40, 3, generator=generator, dtype=torch.float64)
+    got = probes.pace(track)
+    ratio = (tracks.displacement_squared(track) / tracks.action(track)).item()
+    assert got["straight"] * got["even"] == pytest.approx(ratio, rel=1e-12)
+
+
+def test_pace_leaves_out_points_at_rest(generator):
+    """Of a network that moves nothing there is no pace; points at rest do not enter the spread."""
+    still = torch.randn(1, 5, 3, generator=generator).expand(4, 5, 3)
+    assert probes.pace(still) == {"straight": None, "even": None, "step_spread": None}
+    moving = torch.arange(4.0)[:, None, None] * torch.tensor([1.0, 0])[:, None]
+    assert probes.pace(moving)["step_spread"] == pytest.approx(0)
+
+
+def test_one_step_of_the_radial_scaler(generator):
+    """L blocks x ↦ (1 + 1/L) x: one step gives 2 x_0, the chain c^L x_0. Its direction, so its class, is the same."""
+    network = networks.build("radial", "digits", width=8, generator=generator)
+    x = torch.randn(30, 1, 8, 8, generator=generator)
+    y = network(x).argmax(1)
+    (error,), accuracy = probes.one_step(network, x, y)
+    assert error == pytest.approx((1.2**5 - 2) / (1.2**5 - 1), rel=1e-5)
+    assert accuracy == 1.0
+
+
+def test_one_step_is_exact_where_blocks_translate(generator):
+    """Blocks with W = 0 add their bias: the velocity is constant. float32."""
+    network = networks.build("resnet", "digits", width=8, generator=generator)
+    with torch.no_grad():
+        for block in network.stages[0].blocks:
+            block.layer2.weight.zero_()
+            block.layer2.bias.normal_(generator=generator)
+    (error,), _ = probes.one_step(
+        network, torch.randn(9, 1, 8, 8, generator=generator), torch.zeros(9, dtype=torch.long)
+    )
+    assert error == pytest.approx(0, abs=1e-6)
+
+
+def test_one_step_takes_stages_one_by_one(generator):
+    """Four stages: four errors; the last state alone is replaced before the head reads it."""
+    network = networks.build("radial", "cifar10", 4, width=2, depth=1, generator=generator)
+    x = torch.randn(4, 3, 32, 32, generator=generator)
+    errors, accuracy = probes.one_step(network, x, network(x).argmax(1))
+    assert errors == pytest.approx([0.0] * 4, abs=1e-6)  # one block: the step is the block
+    assert accuracy == 1.0
+
+
+def linear_resnet(matrices, d):
+    """A residual network without ReLU before W₁ and with W₁ ≥ 0 on positive states, so that J_l = W₂ W₁ there."""
+    arch = networks.Architecture((d,), ((d,),), len(matrices), 2, embed=False, activate=False)
+    network = networks.Network(arch, "resnet", "none")
+    with torch.no_grad():
+        for block, matrix in zip(network.stages[0].blocks, matrices, strict=True):
+            block.layer1.weight.copy_(torch.eye(d))
+            block.layer2.weight.copy_(matrix)
+            block.layer1.bias.fill_(100.0)  # keeps every unit active
+    return network
+
+
+def test_alignment_of_equal_symmetric_blocks(generator):
+    """J_l = diag(5, 4, 1, 0.5, …) for all l: the top two directions are e_1, e_2 on both sides. float32."""
+    matrix = torch.diag(torch.tensor([5.0, 4, 1, 0.5, 0.5, 0.5]))
+    (got,) = probes.residual_alignment(linear_resnet([matrix] * 3, 6), torch.rand(3, 6, generator=generator), rank=2)
+    assert (got["across"], got["sides"]) == pytest.approx((1.0, 1.0), abs=1e-4)
+    assert got["chance"] == pytest.approx(2 / 6)
+    assert got["singular"] == pytest.approx([5.0] * 3, rel=1e-4)
+
+
+def test_alignment_of_blocks_with_orthogonal_ranges(generator):
+    """J_1 maps e_1, e_2 to e_3, e_4 and J_2 maps e_1, e_2 to e_5, e_6: nothing is shared, between blocks or sides."""
+    first, second = torch.zeros(2, 6, 6)
+    first[2, 0], first[3, 1], second[4, 0], second[5, 1] = 3.0, 2.0, 3.0, 2.0
+    x = torch.rand(3, 6, generator=generator)
+    (got,) = probes.residual_alignment(linear_resnet([first, second], 6), x, rank=2)
+    assert (got["across"], got["sides"]) == pytest.approx((0.0, 0.0), abs=1e-6)
+
+
+def test_alignment_agrees_with_the_jacobian_of_autograd(generator):
+    """One convolutional block at one point: singular value and overlap from the dense Jacobian."""
+    network = networks.build("resnet", "cifar10", width=2, depth=1, generator=generator)
+    block = network.stages[0].blocks[0]
+    with torch.no_grad():
+        x = network.stages[0].entry(torch.randn(1, 3, 32, 32, generator=generator))
+    jacobian = torch.autograd.functional.jacobian(lambda z: block(z) - z, x).reshape(512, 512)
+    u, values, vh = torch.linalg.svd(jacobian)
+    left, top, right = probes._top_singular(block, x, 1, 400, generator)
+    assert top.item() == pytest.approx(values[0].item(), rel=1e-3)  # a gap of per cents converges slowly
+    assert abs(left[0, :, 0] @ u[:, 0]).item() == pytest.approx(1, abs=1e-2)
+    assert abs(right[0, :, 0] @ vh[0]).item() == pytest.approx(1, abs=1e-2)
+
+
+def test_singular_vectors_come_in_pairs(generator):
+    """J V = U S after any number of sweeps, and S is right after many; J is W₂ itself. float32."""
+    turn = nn.init.orthogonal_(torch.empty(6, 6), generator=generator)
+    matrix = torch.diag(torch.tensor([5.0, 3, 2, 0.1, 0.1, 0.1])) @ turn
+    (block,) = linear_resnet([matrix], 6).stages[0].blocks
+    x = torch.rand(2, 6, generator=generator)
+    for sweeps in (0, 1, 20):
+        u, values, v = probes._top_singular(block, x, 3, sweeps, generator)
+        torch.testing.assert_close(matrix @ v, u * values[:, None], rtol=0, atol=1e-4)
+    torch.testing.assert_close(values, torch.tensor([[5.0, 3, 2]] * 2), rtol=1e-4, atol=0)
+
+
+def test_alignment_of_the_scaler_is_not_defined():
+    network = networks.build("radial", "digits", width=4)
+    assert probes.residual_alignment(network, torch.ones(2, 1, 8, 8)) == [None]
 
 
 def test_weight_norms_of_a_known_matrix():

@@ -63,7 +63,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "n": 20000,  # the divergence of so many random triples from the uniform law is already 999/(2n)
         "samples": 26000,  # as in the published counts
         "methods": ["ae-ot"],  # adversarial training takes far longer than there is; the marks are the published ones
-        "seeds": [0, 1, 2],
+        "seeds": [0],
     },
 }
 

@@ -76,7 +76,8 @@ def load(
     Args:
         name: "digits" (bundled with scikit-learn), "mnist", "cifar10", "cifar100" (torchvision's layout), "moons",
             "circles", "spirals" (planar clouds), or "folder:PATH" with PATH/train/<class>/* and PATH/test/<class>/*.
-        root: folder of MNIST and CIFAR; None takes $GEODESIC_DATA, else ./data.
+            A relative PATH is looked for in root first: records then name the folder, not the machine.
+        root: folder of MNIST, CIFAR and relative image folders; None takes $GEODESIC_DATA, else ./data.
         device: where the tensors go.
         download: fetch MNIST or CIFAR from their public addresses if they are not in root.
 
@@ -84,14 +85,16 @@ def load(
         ValueError: for an unknown name, or files that are truncated, unreadable or mislabelled (the path is named).
         FileNotFoundError: if the data are not there.
     """
+    root = Path(root or os.environ.get("GEODESIC_DATA") or "data")
     if name == "digits":
         raw = _digits()
     elif name in _TORCHVISION:
-        raw = _torchvision(name, Path(root or os.environ.get("GEODESIC_DATA") or "data"), download)
+        raw = _torchvision(name, root, download)
     elif name in TOYS:
         raw = _toy(name)
     elif name.startswith("folder:") and len(name) > len("folder:"):
-        raw = _folder(Path(name.removeprefix("folder:")).expanduser())
+        path = Path(name.removeprefix("folder:")).expanduser()
+        raw = _folder(root / path if (root / path).is_dir() else path)
     else:
         raise ValueError(f"data set {name!r} is unknown; choose one of {', '.join(NAMES)}")
     return raw.dataset(name, device)

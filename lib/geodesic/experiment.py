@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from geodesic import data, devices, networks, probes, records, tracks, training, transport
+from geodesic import data, devices, networks, probes, records, robustness, tracks, training, transport
 from geodesic.data import Dataset
 from geodesic.networks import Network
 from geodesic.training import Progress, Recipe, _setting
@@ -25,6 +25,7 @@ from geodesic.training import Progress, Recipe, _setting
 LABELS = ("true", "shuffled")
 _SCORE_BATCH = 500  # points a forward pass of scoring holds
 _PAIR_POINTS = 1000  # points whose pairs are tested against Theorem 1
+_JACOBIAN_POINTS = 4  # points at which Jacobians of the blocks are taken
 _LEARNING_RATE, _TOY_LEARNING_RATE = 0.05, 0.003  # a planar state is a narrow passage: large steps blow it up
 _OTS_POINTS = (1000, 2000, 4000)
 _SMALL_OTS_POINTS = {"digits": (90, 180, 360), **dict.fromkeys(data.TOYS, (250, 500, 1000))}
@@ -46,7 +47,7 @@ class Settings(Recipe):
     labels: str = _setting("true", f"training labels: {', '.join(LABELS)} (a control)")
     n_train: int | None = _setting(None, "training points used; None takes all")
     n_test: int | None = _setting(None, "test points used; None takes all")
-    eval_points: int = _setting(2000, "points of each part that are scored after every epoch")
+    eval_points: int = _setting(2000, "points of each part scored after every epoch; test points disturbed at the end")
     ots_points: tuple[int, ...] | None = _setting(
         None, "sizes of the nested subsets for the transport score; None takes 1000 2000 4000, or what a small set has"
     )
@@ -215,6 +216,15 @@ def _final(
                 final[part]["stages"], _transport(network, x, y, settings, len(dataset.classes)), strict=True
             )
         ]
+        errors, accuracy = probes.one_step(network, x[:_PAIR_POINTS], y[:_PAIR_POINTS])
+        final[part]["one_step_accuracy"] = accuracy
+        for stage, error in zip(final[part]["stages"], errors, strict=True):
+            stage["one_step_error"] = error
+    for stage, aligned in zip(
+        final["test"]["stages"], probes.residual_alignment(network, dataset.x_test[:_JACOBIAN_POINTS]), strict=True
+    ):
+        stage["residual_alignment"] = aligned
+    final["test"]["robustness"] = robustness.measure(network, dataset, settings.eval_points)
     counts = torch.bincount(dataset.y_train, minlength=len(dataset.classes)).double()
     constant = torch.special.entr(counts / counts.sum()).sum().item()  # loss of the best constant answer
     collapsed = progress.epoch and final["train"]["loss"] > _COLLAPSED * constant
@@ -223,7 +233,7 @@ def _final(
 
 @torch.inference_mode()
 def _transport(network: Network, x: Tensor, y: Tensor, settings: Settings, classes: int) -> Iterator[dict[str, Any]]:
-    """Per stage: the optimal transport score on nested subsets, Theorem 1 on pairs, collapse."""
+    """Per stage: the optimal transport score on nested subsets, Theorem 1 on pairs, collapse, pace."""
     n = max(settings.ots_points, default=0)
     pairs = min(_PAIR_POINTS, len(y))
     ends: list[list[tuple[Tensor, Tensor]]] = [[] for _ in network.stages]
@@ -239,6 +249,7 @@ def _transport(network: Network, x: Tensor, y: Tensor, settings: Settings, class
             "ots": [asdict(transport.optimal_transport_score(first[:m], last[:m])) for m in settings.ots_points],
             "theorem1": probes.theorem1_violations(torch.cat(stage_tracks, 1)[:, :pairs], y[:pairs], classes),
             "collapse": probes.collapse(last, y[: len(last)], classes),
+            "pace": probes.pace(torch.cat(stage_tracks, 1)[:, :pairs]),
         }
 
 

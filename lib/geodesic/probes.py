@@ -1,4 +1,4 @@
-"""What a trained network's tracks say beyond the scores: Theorem 1 on pairs, early exits, collapse, weight norms.
+"""What a trained network's tracks say beyond the scores: Theorem 1 on pairs, pace, one big step, Jacobians, collapse.
 
 Used by the chapters on Theorem 1, on weight decay and on the experiments.
 
@@ -6,14 +6,19 @@ Used by the chapters on Theorem 1, on weight decay and on the experiments.
 |---|---|---|
 | a, b | a, b | distance of a pair at the stage's input and output |
 | Σ_W, Σ_B | within, between | covariance of the states within classes and of the class means |
+| s_l | lengths[l] | length of segment l of a track; ℓ = Σ s_l |
+| f_l | branch | what block l adds to the state; J_l its Jacobian at the state, with singular vectors U_l, V_l |
 """
+
+from itertools import combinations
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from geodesic import tracks
-from geodesic.networks import Network
+from geodesic.networks import Block, Network
 
 _SKETCH = 512  # dimensions of a sketch
 _LARGEST_PLAIN = 2048  # states up to this dimension are kept as they are
@@ -72,6 +77,134 @@ def collapse(states: Float[Tensor, "n *state"], labels: Int64[Tensor, "n"], clas
     within = (x - means[labels]).square().sum() / len(x)
     between = (counts[:, None] * (means - x.mean(0)).square()).sum() / len(x)
     return (within / between).item() if between > 0 else None
+
+
+def pace(track: Float[Tensor, "steps n *state"]) -> dict[str, float | None]:
+    """How the first gap of the action splits into bends and uneven steps; None where no point moves.
+
+    With s_l the segment lengths of a point and ℓ their sum, E‖x_L − x_0‖² / A = straight · even, where
+
+        straight = E‖x_L − x_0‖² / E ℓ² is 1 iff every track is straight,
+        even = E ℓ² / (L E Σ s_l²) is 1 iff every point takes equal steps: the constant-speed ratio.
+
+    Returns:
+        straight, even in (0, 1]; step_spread: mean over points of (standard deviation of s_l) / (mean of s_l).
+    Source: the chain after paper eq. (9).
+    """
+    states = track.reshape(*track.shape[:2], -1)
+    lengths = states.diff(dim=0).norm(dim=-1).double()
+    length, chord = lengths.sum(0), (states[-1] - states[0]).norm(dim=-1).double()
+    moving = length > 0
+    if not moving.any():
+        return {"straight": None, "even": None, "step_spread": None}
+    spread = lengths.std(0, correction=0)[moving] / lengths.mean(0)[moving]
+    return {
+        "straight": (chord.square().mean() / length.square().mean()).item(),
+        "even": (length.square().mean() / (len(lengths) * lengths.square().sum(0).mean())).item(),
+        "step_spread": spread.mean().item(),
+    }
+
+
+@torch.no_grad()
+def one_step(network: Network, x: Float[Tensor, "n *shape"], y: Int64[Tensor, "n"]) -> tuple[list[float | None], float]:
+    """Replace each stage by one big Euler step with its mean velocity at the stage's input.
+
+    The step is x̂_L = x_0 + Σ_l v_l(x_0), v_l(x) = (block l)(x) − x. If the velocity that a point meets does not change
+    along its way, as on a geodesic that every block follows, x̂_L = x_L.
+
+    Returns:
+        per stage, √(E‖x̂_L − x_L‖² / E‖x_L − x_0‖²), None where no point moves; and the accuracy when the head reads
+        x̂_L of the last stage, the stages before it being left as they are.
+    Source: paper eqs (2) and (6)–(7), applied to all blocks at once.
+    """
+    errors: list[float | None] = []
+    jump = x
+    for stage in network.stages:
+        start = end = stage.entry(x)
+        jump = start
+        for block in stage.blocks:
+            jump = jump + block(start) - start
+            end = block(end)
+        way = (end - start).double().square().sum()
+        errors.append(((jump - end).double().square().sum() / way).sqrt().item() if way > 0 else None)
+        x = end
+    return errors, (network.head(jump).argmax(1) == y).double().mean().item()
+
+
+def residual_alignment(
+    network: Network, x: Float[Tensor, "n *shape"], *, rank: int = 10, sweeps: int = 6
+) -> list[dict[str, Any] | None]:
+    """Whether the blocks of a stage act along common directions: top singular vectors of the Jacobians of f_l.
+
+    f_l is a block without its identity map, J_l its Jacobian at the state that it meets, U_l and V_l its top left and
+    right singular vectors, `rank` of them, found by subspace iteration without forming J_l. Two subspaces overlap by
+    ‖U_lᵀ U_m‖_F² / rank: 1 if equal, rank/d on average by chance. Cost: O(n · rank · sweeps) passes.
+
+    Returns:
+        per stage (None where the blocks have no weights): across: mean overlap of U_l and U_m over pairs of blocks
+        (None for one block), sides: mean overlap of U_l and V_l, chance: rank/d, singular: the largest singular value
+        of every block; all of them means over points.
+    Source: Li & Papyan 2023, RA2 and RA4.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found: list[dict[str, Any] | None] = []
+    for stage in network.stages:
+        with torch.no_grad():
+            x = stage.entry(x)
+        if not isinstance(stage.blocks[0], Block):
+            found.append(None)
+            continue
+        k = min(rank, x[0].numel())
+        left, right, top = [], [], []
+        for block in stage.blocks:
+            u, values, v = _top_singular(block, x, k, sweeps, generator)
+            left.append(u)
+            right.append(v)
+            top.append(values[:, 0].mean().item())
+            with torch.no_grad():
+                x = block(x)
+        across = [_overlap(a, b) for a, b in combinations(left, 2)]
+        sides = [_overlap(u, v) for u, v in zip(left, right, strict=True)]
+        found.append(
+            {
+                "across": sum(across) / len(across) if across else None,
+                "sides": sum(sides) / len(sides),
+                "chance": k / x[0].numel(),
+                "singular": top,
+            }
+        )
+    return found
+
+
+def _top_singular(
+    block: Block, x: Float[Tensor, "n *state"], k: int, sweeps: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "n d k"], Float[Tensor, "n k"], Float[Tensor, "n d k"]]:
+    """U, singular values and V of the Jacobian of f at n points, the k largest."""
+    copies = x.repeat_interleave(k, 0)  # one copy of the point for each column
+
+    def f(z: Tensor) -> Tensor:
+        return Block.forward(block, z)
+
+    def columns(flat: Tensor) -> Tensor:
+        return flat.reshape(len(x), k, -1).mT  # (n, d, k)
+
+    def rows(q: Tensor) -> Tensor:
+        return q.mT.reshape(copies.shape)
+
+    with torch.no_grad():
+        q = torch.randn(len(x), x[0].numel(), k, generator=generator).to(x)
+        q = torch.linalg.qr(q).Q
+        _, transpose = torch.func.vjp(f, copies)
+        for _ in range(sweeps):
+            image = torch.linalg.qr(columns(torch.func.jvp(f, (copies,), (rows(q),))[1])).Q
+            q = torch.linalg.qr(columns(transpose(rows(image))[0])).Q
+        u, values, w = torch.linalg.svd(columns(torch.func.jvp(f, (copies,), (rows(q),))[1]), full_matrices=False)
+        return u, values, q @ w.mT
+
+
+def _overlap(a: Float[Tensor, "n d k"], b: Float[Tensor, "n d k"]) -> float:
+    """‖AᵀB‖_F² / k, mean over points."""
+    return ((a.mT @ b).square().sum((1, 2)) / a.shape[-1]).mean().item()
 
 
 def weight_norms(network: Network) -> list[dict[str, float | str | list[int] | None]]:

@@ -66,7 +66,7 @@ class Potential:
         marginal_error: held-out relative cell-mass error, (Σ νᵢ (μ(Wᵢ)/νᵢ − 1)²)^½, corrected for sampling noise; the
             root mean square of n μ(Wᵢ) − 1 for equal weights.
         standard_error: standard error of the *square* of `marginal_error`.
-        iterations: batches drawn; samples: points drawn in all of them.
+        iterations: batches drawn; samples: points drawn in all of them, not counting those of coarser problems.
         bandwidth: median difference between best and second-best score, the default blending width of `extend`.
     """
 
