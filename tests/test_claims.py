@@ -126,12 +126,23 @@ def test_half_a_claim_holds_in_part(name):
 
 
 def test_controls_do_not_count():
-    """C2 holds where OTS is 1 before training too; the control says that it was not earned."""
+    """C2 holds where OTS is 1 before training too; the first control says that it was not earned."""
     found = rows_of("mnist", 1)
     found += [row | {"epochs": 0, "ots": 0.99} for row in found if row["weight_decay"] == 0]
     (verdict,) = claims.judge(found, by_name("C2"))
     assert verdict.verdict == "holds"
-    assert [part.outcome for part in verdict.parts if part.control] == ["open"]
+    assert [part.outcome for part in verdict.parts if part.control] == ["open", "shown"]
+
+
+def test_a_network_that_does_nothing_is_no_straight_one():
+    """Tracks straight only where accuracy is lost: C2 holds by its words, and the second control refutes them."""
+    dead = {"lss": 1.0, "test_accuracy": 0.5}
+    found = [
+        row | {"lss": 1.5 + JITTER[row["seed"]]} | (dead if row["weight_decay"] == max(DECAYS) else {})
+        for row in rows_of("mnist", 1)
+    ]
+    (verdict,) = claims.judge(found, by_name("C2"))
+    assert [part.outcome for part in verdict.parts] == ["shown", "shown", "not run", "refuted"]
 
 
 def test_interval_is_students():

@@ -41,6 +41,7 @@ _LARGE = 0.1  # the λ past which the paper sees accuracy fall
 # Thresholds.
 FALL = math.log(1.05)  # C1: a score that falls by 5 %
 LSS_ONE, OTS_ONE = 1.1, 0.95  # C2: "≈ 1"
+USABLE = 0.02  # C2: test accuracy that a λ may cost and still be of use
 DROP, RISE = math.log(1.25), 0.02  # C3: a sharp drop of LSS between neighbouring λ; accuracy that moves
 RANK, OTS_ZERO = -0.5, 0.1  # C4
 FITTED = 0.99  # C5: "near 100 %"
@@ -403,10 +404,17 @@ def _c2(arm: Arm) -> list[Part]:
     best = _best({decay: seeds for decay, seeds in lss.items() if decay > 0}, least=True)
     at = "" if best is None else f" at λ = {best:g}"
     before = arm.cells("resnet", "ots", untrained=True).get(0.0, {})
+    accuracy = {d: statistics.fmean(seeds.values()) for d, seeds in arm.cells("resnet", "test_accuracy").items()}
+    useful = [d for d, mean in accuracy.items() if d > 0 and mean >= max(accuracy.values()) - USABLE]
+    modest = _best({decay: lss[decay] for decay in useful if decay in lss}, least=True)
+    near = (
+        "" if modest is None else f" at λ = {modest:g}, the straightest within {USABLE:.0%} of the best test accuracy"
+    )
     return [
         Part(f"ResNet: LSS{at}", _at(lss, best), "below", LSS_ONE),
         Part(f"ResNet: OTS{at}", _at(ots, best), "above", OTS_ONE),
         Part(f"ResNet: OTS{at} less OTS untrained", _difference(ots.get(best, {}), before), "above", 0.0, control=True),
+        Part(f"ResNet: LSS{near}", _at(lss, modest), "below", LSS_ONE, control=True),
     ]
 
 
