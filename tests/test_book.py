@@ -134,18 +134,19 @@ def test_every_picture_has_words(page):
 
 def test_sliders_follow_the_keyboard_and_the_mouse(page):
     for picture in page.locator("[data-interactive]").all():
-        slider, words = picture.locator("input"), picture.locator("output")
-        before, drawn = words.inner_text(), picture.locator("svg").inner_html()
-        slider.focus()
-        at_end = slider.input_value() == slider.get_attribute("max")
-        page.keyboard.press("ArrowLeft" if at_end else "ArrowRight")
-        assert words.inner_text() != before
-        assert picture.locator("svg").inner_html() != drawn
-        assert slider.get_attribute("aria-valuetext") == words.inner_text()
-        for end, share in (("min", 0.01), ("max", 0.99)):
-            box = slider.bounding_box()
-            slider.click(position={"x": share * box["width"], "y": box["height"] / 2})
-            assert slider.input_value() == slider.get_attribute(end)
+        words = picture.locator("output")
+        for slider in picture.locator("input").all():
+            before, drawn = words.inner_text(), picture.locator("svg").inner_html()
+            slider.focus()
+            at_end = slider.input_value() == slider.get_attribute("max")
+            page.keyboard.press("ArrowLeft" if at_end else "ArrowRight")
+            assert words.inner_text() != before
+            assert picture.locator("svg").inner_html() != drawn
+            assert slider.get_attribute("aria-valuetext") == words.inner_text()
+            for end, share in (("min", 0.01), ("max", 0.99)):
+                box = slider.bounding_box()
+                slider.click(position={"x": share * box["width"], "y": box["height"] / 2})
+                assert slider.input_value() == slider.get_attribute(end)
 
 
 def test_search_finds_a_term(visit):
