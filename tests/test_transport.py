@@ -388,6 +388,16 @@ def test_settle_says_when_it_gives_up(monkeypatch):
         )
 
 
+def test_pricing_takes_the_whole_row_of_an_outlier():
+    """A row priced too high violates each of its 120 arcs; thinned to 64 a round, its detours took dozens of rounds."""
+    _, _, cost = split()
+    v = torch.zeros(120)
+    u = _split_cost.row_transform(cost, v) - 1e-3
+    u[7] += 100
+    assert _assignment._violated(cost, u, v).tolist() == list(range(7 * 120, 8 * 120))
+    assert 120 < len(_assignment._violated(cost, u + 100, v)) < 120 * 100  # all of them are too many
+
+
 @pytest.mark.parametrize("margin", [1e-12, 1e-3])
 def test_certificate_survives_potentials_perturbed_in_float32(margin):
     """Whatever margin it starts from, the dual it returns is feasible for all arcs and meets the cost."""

@@ -167,6 +167,14 @@ def potentials(
     raise RuntimeError(f"the assignment of {n} points left a cycle of negative cost after {n + 1} sweeps")
 
 
+def _violated(cost: SplitCost, u: Float[Tensor, " n"], v: Float[Tensor, " n"]) -> Int64[np.ndarray, " k"]:
+    """Arcs of slack ≤ 0: all of them if they are few in all, for an outlier's row may have hundreds and need each."""
+    try:
+        return near_arcs(cost, u, v, 0.0, most=_CROWD * cost.n)
+    except Crowded:
+        return near_arcs(cost, u, v, 0.0, cap=_CROWD)
+
+
 def settle(
     cost: SplitCost, u: Float[Tensor, " n"], v: Float[Tensor, " n"], arcs: Int64[np.ndarray, " k"]
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Int64[np.ndarray, " n"]]:
@@ -180,7 +188,7 @@ def settle(
         sigma = match(cost.n, arcs, weights)
         a, b = (torch.from_numpy(z).to(u) for z in potentials(cost.n, arcs, weights, sigma))
         u, v = u + a, v + b
-        violated = near_arcs(cost, u - noise * u.abs(), v - noise * v.abs(), 0.0, cap=_CROWD)
+        violated = _violated(cost, u - noise * u.abs(), v - noise * v.abs())
         grown = np.union1d(arcs, violated)
         if len(grown) == len(arcs):
             return u, v, sigma
