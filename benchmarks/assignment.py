@@ -1,16 +1,21 @@
 """Exact assignment of two clouds: `geodesic.transport` against SciPy, lapx and POT, computation of the costs included.
 
-    python benchmarks/assignment.py --n 1000 2000 4000 [--clouds FILE] [--threads 2] [--solvers ours emd ...]
+    python benchmarks/assignment.py [--cloud plain-mnist] [--n 1000 2000 4000] [--solvers ours emd ...] [--threads 2]
+    python benchmarks/assignment.py --cloud plain-cifar --cifar folder:cifar10     # some seven minutes on two cores
+    python benchmarks/assignment.py --cloud plain-cifar --cifar folder:cifar10 --n 50000 --solvers ours --out FILE
 
-FILE is a safetensors file with the clouds x_0 and x_L (n, ...) of a trained network, of which the first n points are
-taken. Without one a hard synthetic pair is made: x is correlated noise, y what three random ReLU layers and ten class
-means make of it, so that hardly any point keeps its partner and the slack is small beside the cost.
+A cloud is the states x_0 and x_L of a network (plain or resnet, MNIST or CIFAR-10 with K=1). It is trained briefly and
+its clouds are stored in --folder when they are first asked for. A path is taken as a safetensors file with clouds x_0
+and x_L (n, ...), of which the first n points are used. "synthetic", the default, is a hard pair without a network: x is
+correlated noise, y what three random ReLU layers and ten class means make of it, so that hardly any point keeps its
+partner and the slack is small beside the cost. The report is results/benchmarks/assignment-CLOUD.json.
 
 Every measurement is a process of its own, so that peak memory is that of one solver (clouds not counted). Ratios are of
 medians within one run, of wall time and of processor time ("busy", summed over threads: what to quote from a machine
 with other users). Peers get the costs in the fastest way that suits their precision: one matrix product, float64 except
-for lapjvs, which works in float32 and proves nothing. A peer whose next size would keep the processor busy for longer
-than --limit seconds by its growth so far is left out. Every cost found is compared with that of the first solver.
+for lapjvs, which works in float32 and proves nothing. A measurement is repeated --repeats times, but not once it has
+taken five seconds. A peer whose next size would keep the processor busy for longer than --limit seconds by its growth
+so far is left out. Every cost found is compared with that of the first solver.
 """
 
 import argparse
@@ -29,11 +34,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from geodesic import records, transport
+from geodesic import data, networks, records, training, transport
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+CLOUDS = ("plain-mnist", "resnet-mnist", "plain-cifar", "resnet-cifar")
+RECIPE = training.Recipe(weight_decay=5e-4, epochs=2, learning_rate=0.02, precision="bfloat16")
+TRAINED_ON = 8192  # points; a brief training is enough for clouds of the kind
+DENSE = 16000  # points up to which all distances are also made by themselves, to see what part of the time they take
+ENOUGH = 5.0  # seconds of one measurement, after which it is not repeated
 RELATIVE_ERROR = {"lapjvs": 1e-4}  # of the cost; float32
 ERROR = 1e-9
 
@@ -53,6 +63,30 @@ def hard_clouds(n: int, d: int) -> tuple[Tensor, Tensor]:
         y = torch.relu(y @ normal(d, width) / math.sqrt(d))
         y = 32 * y / y.norm(dim=1).mean() @ normal(width, d) / math.sqrt(width)
     return x, torch.relu(2 * y + 0.3 * normal(10, d)[torch.arange(n) % 10])
+
+
+def network_clouds(name: str, n: int, options: argparse.Namespace) -> Path:
+    """File with x_0 and x_L of the first n training points in a briefly trained network; made if it is not there."""
+    path = options.folder / f"{name}-{n}.safetensors"
+    if path.exists():
+        return path
+    kind, dataset_name = name.split("-")
+    dataset = data.load(options.cifar if dataset_name == "cifar" else dataset_name, options.root)
+    generator = torch.Generator().manual_seed(0)
+    network = networks.build(
+        kind, dataset.name, norm="batch", in_shape=dataset.in_shape, classes=len(dataset.classes), generator=generator
+    )
+    if training.train(network, dataset.take(min(TRAINED_ON, n)), RECIPE, generator=generator, show=True).diverged:
+        raise RuntimeError(f"{name} diverged at learning rate {RECIPE.learning_rate}; a diverged network has no clouds")
+    network.eval()
+    with torch.inference_mode():
+        ends = [network.tracks(x)[-1][[0, -1]].flatten(2) for x in dataset.take(n).x_train.split(500)]
+    first, last = torch.cat(ends, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    save_file({"x_0": first.contiguous(), "x_L": last.contiguous()}, partial)
+    os.replace(partial, path)
+    return path
 
 
 def dense_costs(x: Tensor, y: Tensor, dtype: torch.dtype) -> np.ndarray:
@@ -123,11 +157,17 @@ def _child(connection: Any, name: str, path: str, n: int, repeats: int, threads:
         sigma = SOLVERS[name](x, y)
         seconds.append(time.perf_counter() - start)
         processor.append(time.process_time() - busy)
+        if sum(seconds) > ENOUGH:
+            break
     peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     cost = statistics.fmean((x[i].double() - y[j]).square().sum().item() for i, j in enumerate(sigma.tolist()))
     if sorted(sigma.tolist()) != list(range(n)):
         raise RuntimeError(f"{name} did not return a permutation at n = {n}")
     times = {"seconds": seconds, "median": statistics.median(seconds), "busy": statistics.median(processor)}
+    if name == "ours" and n <= DENSE:
+        start = time.perf_counter()
+        dense_costs(x, y, torch.float32)
+        times["costs_seconds"] = time.perf_counter() - start
     connection.send({**times, "peak_bytes": peak, "cost": cost})
 
 
@@ -163,15 +203,17 @@ def growth(rows: list[dict[str, Any]], name: str) -> float | None:
     return math.log(past[1]["busy"] / past[0]["busy"]) / math.log(past[1]["n"] / past[0]["n"])
 
 
-def run(arguments: argparse.Namespace, path: str, d: int) -> list[dict[str, Any]]:
-    """Measure and print, size by size."""
+def run(arguments: argparse.Namespace, path: str, d: int) -> dict[str, list[dict[str, Any]]]:
+    """Measure and print, size by size; what was measured, and what was left out with the busy seconds expected."""
     rows: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
     print(" ".join(f"{title:>{width}}" for title, width in COLUMNS))
     for n in arguments.n:
         first = None
         for name in arguments.solvers:
-            if forecast(rows, name, n) > arguments.limit:
-                print(f"{n:>7} {name:>9} left out: {forecast(rows, name, n):.0f} s expected")
+            if name != arguments.solvers[0] and (expected := forecast(rows, name, n)) > arguments.limit:
+                print(f"{n:>7} {name:>9} left out: {expected:.0f} s expected")
+                left_out.append({"n": n, "solver": name, "expected": expected})
                 continue
             row = {"n": n, "d": d, "solver": name, **measure(name, path, n, arguments.repeats, arguments.threads)}
             first = first or row
@@ -184,7 +226,7 @@ def run(arguments: argparse.Namespace, path: str, d: int) -> list[dict[str, Any]
             rows.append(row)
             row["growth"] = growth(rows, name)
             print_row(row)
-    return rows
+    return {"rows": rows, "left_out": left_out}
 
 
 COLUMNS = [("n", 7), ("solver", 9), ("wall, s", 9), ("spread, s", 9), ("ratio", 7), ("busy, s", 9), ("ratio", 7)]
@@ -211,19 +253,27 @@ def write(report: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Parse the command line, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, nargs="+", default=[1000, 2000, 4000], help="numbers of points, ascending")
-    parser.add_argument("--clouds", type=Path, help="safetensors file with x_0 and x_L; default: synthetic")
+    parser.add_argument(
+        "--n", type=int, nargs="+", default=[1000, 2000, 4000, 8000, 16000], help="numbers of points, ascending"
+    )
+    parser.add_argument("--cloud", default="synthetic", help=f"{', '.join(CLOUDS)}, synthetic, or a safetensors file")
+    parser.add_argument("--folder", type=Path, default=Path("runs") / "clouds", help="where clouds are stored")
+    parser.add_argument("--cifar", default="cifar10", help="name of the CIFAR-10 data, cifar10 or folder:PATH")
+    parser.add_argument("--root", help="folder of the data; None takes $GEODESIC_DATA, else ./data")
     parser.add_argument("--dimension", type=int, default=8192, help="of the synthetic clouds")
     parser.add_argument("--solvers", nargs="+", choices=list(SOLVERS), default=list(SOLVERS), help="the first is 1x")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--limit", type=float, default=300.0, help="busy seconds that may be expected")
-    parser.add_argument("--out", type=Path, default=records.RESULTS / "benchmarks" / "assignment.json")
+    parser.add_argument("--limit", type=float, default=75.0, help="busy seconds that a peer may be expected to take")
+    parser.add_argument("--out", type=Path, help="the report; None takes results/benchmarks/assignment-CLOUD.json")
     arguments = parser.parse_args()
-    start = time.perf_counter()
+    torch.set_num_threads(arguments.threads)
+    start, load = time.perf_counter(), round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as folder:
-        path = arguments.clouds
-        if path is None:
+        path = Path(arguments.cloud)
+        if arguments.cloud in CLOUDS:
+            path = network_clouds(arguments.cloud, max(arguments.n), arguments)
+        elif arguments.cloud == "synthetic":
             path = Path(folder) / "clouds.safetensors"
             x, y = hard_clouds(max(arguments.n), arguments.dimension)
             save_file({"x_0": x, "x_L": y}, path)
@@ -231,17 +281,21 @@ def main() -> None:
             shape = clouds.get_slice("x_0").get_shape()
         if shape[0] < max(arguments.n):
             parser.error(f"{path} holds {shape[0]} points, --n asks for {max(arguments.n)}")
-        rows = run(arguments, str(path), math.prod(shape[1:]))
+        found = run(arguments, str(path), math.prod(shape[1:]))
+    cloud = arguments.cloud if arguments.cloud in (*CLOUDS, "synthetic") else path.stem
     report = {
-        "clouds": "synthetic" if arguments.clouds is None else arguments.clouds.name,
-        "options": {key: getattr(arguments, key) for key in ("n", "dimension", "solvers", "repeats", "threads")},
+        "cloud": cloud,
+        "d": math.prod(shape[1:]),
+        "options": {key: getattr(arguments, key) for key in ("n", "solvers", "repeats", "threads", "limit")},
         "cores": os.cpu_count(),
+        "load_before": load,
         "provenance": records.provenance("cpu", time.perf_counter() - start)
         | {package: importlib.metadata.version(package) for package in ("lapx", "POT")},
-        "rows": rows,
+        **found,
     }
-    write(report, arguments.out)
-    print(f"{report['provenance']['device']}, {arguments.threads} threads; written to {arguments.out}")
+    out = arguments.out or records.RESULTS / "benchmarks" / f"assignment-{cloud}.json"
+    write(report, out)
+    print(f"{report['provenance']['device']}, {arguments.threads} threads; written to {out}")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,68 @@ def test_runs_repeat_bit_for_bit(record):
     assert again["plane"] == record["plane"]
 
 
+def test_scores_do_not_depend_on_the_blocks_they_are_made_in(monkeypatch, generator):
+    """One block, blocks of two points and a rest of one, states in a list: the same bits, point by point."""
+    track = torch.randn(6, 9, 4, 5, generator=generator)
+    found = []
+    for block, given in ((1 << 30, track), (6 * 20 * 4 * 2, track), (1, list(track))):
+        monkeypatch.setattr(tracks, "_BLOCK", block)
+        accumulator = tracks.Accumulator()
+        accumulator.update(given)
+        found.append((len(accumulator._batches), accumulator.summary()))
+    assert [blocks for blocks, _ in found] == [1, 5, 9]
+    assert found[0][1] == found[1][1] == found[2][1]
+    with pytest.raises(ValueError, match="hold non-finite values"):
+        accumulator.update([*track, track[0] / 0])
+
+
+def numbers(value, path=()):
+    """Every number of a record with its place in it."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from numbers(item, (*path, key))
+    elif isinstance(value, int | float):
+        yield path, value
+
+
+def test_a_stack_gives_the_records_of_single_runs():
+    """λ, step size and seed differ, labels are shuffled by each one's seed, and the third diverges."""
+    common = SMALL | {"epochs": 1, "labels": "shuffled", "network": "plain"}
+    settings = [
+        Settings(**common, learning_rate=0.02),
+        Settings(**common, learning_rate=0.01, weight_decay=0.1, seed=1),
+        Settings(**common, learning_rate=1e6, seed=2),
+    ]
+    together = list(experiment.run_many(settings, stack=True))
+    assert [record["status"] == "diverged" for record in together] == [False, False, True]
+    for one, got in zip(settings, together, strict=True):
+        want = experiment.run(one)
+        assert (got["settings"], got["status"]) == (want["settings"], want["status"])
+        assert got["provenance"]["stacked"] == 3
+        for part in ("epochs", "final"):
+            mine, theirs = dict(numbers(got[part])), dict(numbers(want[part]))
+            assert mine.keys() == theirs.keys()
+            for path in mine.keys() - {path for path in mine if path[-1] == "seconds"}:
+                # float32 over six steps; a share of 50 to 400 points may move by one of them
+                assert mine[path] == pytest.approx(theirs[path], rel=1e-2, abs=0.021), path
+
+
+def test_without_a_device_a_row_of_runs_is_single_runs(monkeypatch):
+    """The default on a CPU; the same code, so the same bits."""
+    monkeypatch.setattr(experiment.stacked, "train", lambda *_, **__: pytest.fail("stacked"))
+    settings = [Settings(**SMALL | {"epochs": 0}, seed=seed) for seed in range(2)]
+    got = list(experiment.run_many(settings))
+    assert [record["final"] for record in got] == [experiment.run(one)["final"] for one in settings]
+    assert "stacked" not in got[0]["provenance"]
+
+
+def test_a_row_of_runs_refuses_other_differences():
+    with pytest.raises(ValueError, match="2 kinds of run: settings may differ in seed, weight_decay, learning_rate"):
+        next(experiment.run_many([Settings(), Settings(width=16)]))
+    with pytest.raises(ValueError, match="0 kinds of run"):
+        next(experiment.run_many([]))
+
+
 def test_a_finished_checkpoint_is_not_trained_again(tmp_path, monkeypatch):
     settings = Settings(**SMALL)
     first = experiment.run(settings, checkpoints=tmp_path)
@@ -182,6 +244,16 @@ def test_command_line_writes_a_record_and_reuses_it(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "record reused" in out
     assert "digits resnet λ=0 seed 0: ok" in out
+
+
+def test_command_line_runs_a_row_of_a_table_and_what_is_missing_of_it(tmp_path, capsys):
+    row = ("--epochs", 0, "--ots-points", 50, "--out", tmp_path, "--quiet", "--seed", 0, 1)
+    assert main(shell("run", *row)) == 0
+    assert main(shell("run", *row, "--weight-decay", 0, 0.1)) == 0
+    out = capsys.readouterr().out
+    assert (out.count("record written"), out.count("record reused")) == (4, 2)
+    found = {(r["settings"]["weight_decay"], r["settings"]["seed"]) for r in records.load(tmp_path)}
+    assert found == {(0.0, 0), (0.0, 1), (0.1, 0), (0.1, 1)}
 
 
 @pytest.mark.parametrize(

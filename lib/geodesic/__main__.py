@@ -7,6 +7,7 @@ command's libraries are imported: torch alone takes longer than a finished sweep
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -42,13 +43,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
     parser.set_defaults(command=_run)
     for field in dataclasses.fields(experiment.Settings):
+        several = field.name in experiment.FREE
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
-            help=field.metadata["help"],
-            default=field.default,
-            **_kind(typing.get_type_hints(experiment.Settings)[field.name]),
+            help=field.metadata["help"] + "; several make a row of runs" * several,
+            default=[field.default] if several else field.default,
+            **_kind(typing.get_type_hints(experiment.Settings)[field.name]) | ({"nargs": "+"} if several else {}),
         )
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the record")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the records")
     _add_place(parser)
     parser.add_argument("--checkpoints", type=Path, help="folder of unfinished runs, continued after an interruption")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -106,8 +108,9 @@ def _add_aeot(parser: argparse.ArgumentParser) -> None:
 
 
 _COMMANDS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str, str], ...] = (
-    ("run", _add_run, "train and score one network",
-     "Train and score one network and write its record. A run whose record exists is not repeated."),
+    ("run", _add_run, "train and score one network, or several",
+     "Train and score a network, or one for each λ, step size and seed, and write its record. A run whose record is "
+     "there is not repeated. On a CUDA device several fully connected networks are trained together, as one stack."),
     ("sweep", _add_sweep, "execute a grid of runs",
      "Execute every run of a grid that has no record yet, each in a notebook of its own, on the cores of this machine "
      "or on a Dask cluster. What was interrupted is continued by the same command."),
@@ -139,22 +142,20 @@ def _kind(hint: Any) -> dict[str, Any]:
 def _run(options: argparse.Namespace) -> int:
     from geodesic import experiment, records
 
-    names = [field.name for field in dataclasses.fields(experiment.Settings)]
-    settings = experiment.Settings.from_dict({name: getattr(options, name) for name in names})
-    path = options.out / f"{records.name(settings.to_dict())}.json"
-    if path.exists():
-        record, what = records.read(path), "reused"
-    else:
-        record = experiment.run(
-            settings,
-            root=options.root,
-            device=options.device,
-            download=options.download,
-            checkpoints=options.checkpoints,
-            show=not options.quiet,
-        )
-        path, what = records.write(record, options.out), "written"
-    print(f"{_summary(record)}\nrecord {what}: {path}")
+    names = [field.name for field in dataclasses.fields(experiment.Settings) if field.name not in experiment.FREE]
+    fixed = {name: getattr(options, name) for name in names}
+    rows = itertools.product(*(getattr(options, name) for name in experiment.FREE))
+    settings = [experiment.Settings.from_dict(fixed | dict(zip(experiment.FREE, row, strict=True))) for row in rows]
+    missing = []
+    for one in settings:
+        path = options.out / f"{records.name(one.to_dict())}.json"
+        if path.exists():
+            print(f"{_summary(records.read(path))}\nrecord reused: {path}")
+        else:
+            missing.append(one)
+    place = {name: getattr(options, name) for name in ("root", "device", "download", "checkpoints")}
+    for record in experiment.run_many(missing, **place, show=not options.quiet) if missing else ():
+        print(f"{_summary(record)}\nrecord written: {records.write(record, options.out)}", flush=True)
     return 0
 
 

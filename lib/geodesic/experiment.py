@@ -1,14 +1,15 @@
 """One run: train a network, score its tracks, and return the record.
 
 `run(Settings(...))` is the whole experiment; the notebook `notebooks/experiment.ipynb` and the command
-`python -m geodesic run` are shells around it. Scores are computed in float32 whatever the precision of training.
+`python -m geodesic run` are shells around it. `run_many` is a row of them, which can be trained as one stack. Scores
+are computed in float32 whatever the precision of training.
 """
 
 import math
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from geodesic import data, devices, networks, probes, records, robustness, tracks, training, transport
+from geodesic import data, devices, networks, probes, records, robustness, stacked, tracks, training, transport
 from geodesic.data import Dataset
 from geodesic.networks import Network
 from geodesic.training import Progress, Recipe, _setting
 
 LABELS = ("true", "shuffled")
-_SCORE_BATCH = 500  # points a forward pass of scoring holds
+FREE = ("seed", *stacked.FREE)  # what the runs of a row may differ in
+SCORE_BATCH = 500  # points a forward pass of scoring holds
 _PAIR_POINTS = 1000  # points whose pairs are tested against Theorem 1
 _JACOBIAN_POINTS = 4  # points at which Jacobians of the blocks are taken
 _LEARNING_RATE, _TOY_LEARNING_RATE = 0.05, 0.003  # a planar state is a narrow passage: large steps blow it up
@@ -120,53 +122,152 @@ def run(
         ValueError: for settings that do not fit the data.
     """
     clock = time.perf_counter()
-    device = devices.find(device)
-    dataset = data.load(settings.dataset, root, device=device, download=download).take(
-        settings.n_train, settings.n_test
+    dataset, device = _data(settings, root, device, download)
+    member = _member(settings, dataset, device, clock)
+    progress = training.train(
+        member.network,
+        member.dataset,
+        settings,
+        generator=member.generator,
+        on_epoch=member.on_epoch,
+        checkpoint=Path(checkpoints) / f"{records.name(settings.to_dict())}.safetensors" if checkpoints else None,
+        show=show,
     )
+    return member.record(progress, member.final(progress))
+
+
+def run_many(
+    settings: Sequence[Settings],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    download: bool = False,
+    checkpoints: str | os.PathLike[str] | None = None,
+    stack: bool | None = None,
+    show: bool = False,
+) -> Iterator[records.Record]:
+    """Train and score networks that differ in λ, step size and seed alone: a row of a table.
+
+    Args:
+        settings: what to run.
+        root: see `run`.
+        device: where to run.
+        download: fetch data that are not there.
+        checkpoints: see `run`; a stack keeps none.
+        stack: train them as one tensor program (see `stacked`); None does so where it pays, which is for fully
+            connected networks on a CUDA device. They then need the memory of all of them at once.
+        show: draw a progress bar.
+
+    Yields:
+        One record each as it is finished, that of `run`; of a stack up to rounding. The members of a stack bear its
+        time in equal shares, and their provenance says how many they were ("stacked").
+
+    Raises:
+        ValueError: for no settings, settings that differ in more, or that do not fit the data.
+    """
+    alike = {replace(one, seed=0, weight_decay=0.0, learning_rate=1.0) for one in settings}
+    if len(alike) != 1:
+        raise ValueError(f"{len(alike)} kinds of run: settings may differ in {', '.join(FREE)} alone")
+    clock = time.perf_counter()
+    if stack is None:
+        stack = len(settings) > 1 and devices.find(device).type == "cuda" and _fully_connected(settings[0])
+    if not stack:
+        for one in settings:
+            yield run(one, root=root, device=device, download=download, checkpoints=checkpoints, show=show)
+        return
+    dataset, place = _data(settings[0], root, device, download)
+    members = [_member(one, dataset, place, clock, share=len(settings)) for one in settings]
+    progress = stacked.train(
+        [member.network for member in members],
+        [member.dataset for member in members],
+        settings,
+        generators=[member.generator for member in members],
+        on_epoch=[member.on_epoch for member in members],
+        show=show,
+    )
+    for member, each in zip(members, progress, strict=True):
+        yield member.record(each, member.final(each))
+
+
+@dataclass
+class _Member:
+    """A run under way: its network and data, what is noted after every epoch, and its record."""
+
+    settings: Settings
+    device: torch.device
+    dataset: Dataset
+    network: Network
+    generator: torch.Generator
+    plane_points: Int64[Tensor, "n"]  # training points whose tracks are kept
+    clock: float  # when its time was last noted
+    share: int  # networks that are trained in one stack and bear its time together
+
+    def seconds(self, progress: Progress) -> float:
+        """Wall time of the run so far, interruptions not counted."""
+        before, self.clock = self.clock, time.perf_counter()
+        spent = (self.clock - before) / self.share
+        return round((progress.history[-1]["seconds"] if progress.history else 0) + spent, 2)
+
+    def on_epoch(self, progress: Progress) -> dict[str, Any]:
+        """Scores of the first points of both parts; tracks of a few are kept in `progress`."""
+        dataset, n = self.dataset, self.settings.eval_points
+        self.network.eval()
+        with torch.inference_mode():
+            states = self.network.tracks(dataset.x_train[self.plane_points])
+        progress.snapshots |= {f"{k}.{progress.epoch}": probes.sketch(track) for k, track in enumerate(states)}
+        return {
+            "epoch": progress.epoch,
+            "seconds": self.seconds(progress),
+            "train": evaluate(self.network, dataset.x_train[:n], dataset.y_train[:n]),
+            "test": evaluate(self.network, dataset.x_test[:n], dataset.y_test[:n]),
+        }
+
+    def final(self, progress: Progress) -> tuple[str, dict[str, Any] | None]:
+        """Status and final scores."""
+        return _final(self.network, self.dataset, self.settings, progress)
+
+    def record(self, progress: Progress, outcome: tuple[str, dict[str, Any] | None]) -> records.Record:
+        """The record, of what `final` has found."""
+        status, final = outcome
+        about = {
+            "training_seconds": progress.history[-1]["seconds"],
+            "data": self.dataset.source,
+            "data_fingerprint": self.dataset.fingerprint,
+        }
+        if self.share > 1:
+            about["stacked"] = self.share
+        labels = self.dataset.y_train[self.plane_points]
+        record = {
+            "settings": self.settings.to_dict(),
+            "status": status,
+            "epochs": progress.history,
+            "final": final,
+            "weights": probes.weight_norms(self.network) if final else None,
+            "plane": _plane(progress, labels, self.settings) if final else None,
+            "provenance": records.provenance(self.device, self.seconds(progress)) | about,
+        }
+        return _json(record)
+
+
+def _data(
+    settings: Settings, root: str | os.PathLike[str] | None, device: str | torch.device, download: bool
+) -> tuple[Dataset, torch.device]:
+    """The points that are used, and the device on which they are."""
+    device = devices.find(device)
+    dataset = data.load(settings.dataset, root, device=device, download=download)
+    dataset = dataset.take(settings.n_train, settings.n_test)
     _check_sizes(settings, dataset)
+    return dataset, device
+
+
+def _member(settings: Settings, dataset: Dataset, device: torch.device, clock: float, share: int = 1) -> _Member:
+    """A network before its first step. One generator serves shuffled labels, then weights, then training."""
     generator = torch.Generator().manual_seed(settings.seed)
     if settings.labels == "shuffled":
         dataset = dataset.shuffle_labels(generator)
     network = _network(settings, dataset, generator).to(device)
-    checkpoint = Path(checkpoints) / f"{records.name(settings.to_dict())}.safetensors" if checkpoints else None
-    plane_points = _balanced(dataset.y_train, settings.plane_points)
-
-    def seconds(progress: Progress) -> float:
-        """Wall time of the run so far, interruptions not counted."""
-        nonlocal clock
-        before, clock = clock, time.perf_counter()
-        return round((progress.history[-1]["seconds"] if progress.history else 0) + clock - before, 2)
-
-    def on_epoch(progress: Progress) -> dict[str, Any]:
-        network.eval()
-        with torch.inference_mode():
-            states = network.tracks(dataset.x_train[plane_points])
-        progress.snapshots |= {f"{k}.{progress.epoch}": probes.sketch(track) for k, track in enumerate(states)}
-        n = settings.eval_points
-        return {
-            "epoch": progress.epoch,
-            "seconds": seconds(progress),
-            "train": evaluate(network, dataset.x_train[:n], dataset.y_train[:n]),
-            "test": evaluate(network, dataset.x_test[:n], dataset.y_test[:n]),
-        }
-
-    progress = training.train(
-        network, dataset, settings, generator=generator, on_epoch=on_epoch, checkpoint=checkpoint, show=show
-    )
-    trained = progress.history[-1]["seconds"]
-    status, final = _final(network, dataset, settings, progress)
-    record = {
-        "settings": settings.to_dict(),
-        "status": status,
-        "epochs": progress.history,
-        "final": final,
-        "weights": probes.weight_norms(network) if final else None,
-        "plane": _plane(progress, dataset.y_train[plane_points], settings) if final else None,
-        "provenance": records.provenance(device, seconds(progress))
-        | {"training_seconds": trained, "data": dataset.source, "data_fingerprint": dataset.fingerprint},
-    }
-    return _json(record)
+    points = _balanced(dataset.y_train, settings.plane_points)
+    return _Member(settings, device, dataset, network, generator, points, clock, share)
 
 
 @torch.inference_mode()
@@ -180,10 +281,10 @@ def evaluate(network: Network, x: Float[Tensor, "n *shape"], y: Int64[Tensor, "n
     network.eval()
     scores = [tracks.Accumulator() for _ in network.stages]
     loss, correct = 0.0, 0
-    for xb, yb in zip(x.split(_SCORE_BATCH), y.split(_SCORE_BATCH), strict=True):
-        stages = network.tracks(xb)
-        for score, track in zip(scores, stages, strict=True):
-            score.update(track)
+    for xb, yb in zip(x.split(SCORE_BATCH), y.split(SCORE_BATCH), strict=True):
+        stages = network.states(xb)
+        for score, states in zip(scores, stages, strict=True):
+            score.update(states)
         logits = torch.stack([network.head(state) for state in stages[-1]])
         loss += F.cross_entropy(logits[-1], yb, reduction="sum").item()
         correct = correct + (logits.argmax(-1) == yb).sum(1)
@@ -238,8 +339,8 @@ def _transport(network: Network, x: Tensor, y: Tensor, settings: Settings, class
     pairs = min(_PAIR_POINTS, len(y))
     ends: list[list[tuple[Tensor, Tensor]]] = [[] for _ in network.stages]
     whole: list[list[Tensor]] = [[] for _ in network.stages]
-    for start in range(0, max(n, pairs), _SCORE_BATCH):
-        for k, track in enumerate(network.tracks(x[start : start + _SCORE_BATCH])):
+    for start in range(0, max(n, pairs), SCORE_BATCH):
+        for k, track in enumerate(network.tracks(x[start : start + SCORE_BATCH])):
             ends[k].append((track[0].flatten(1), track[-1].flatten(1)))
             if start < pairs:
                 whole[k].append(track.reshape(*track.shape[:2], -1))
@@ -279,6 +380,13 @@ def _network(settings: Settings, dataset: Dataset, generator: torch.Generator) -
         classes=len(dataset.classes),
         generator=generator,
     )
+
+
+def _fully_connected(settings: Settings) -> bool:
+    """Whether the states are vectors; those of an image folder never are."""
+    if settings.dataset.startswith("folder:"):
+        return False
+    return len(networks.architecture(settings.dataset, settings.stages).stage_shapes[0]) == 1
 
 
 def _balanced(labels: Int64[Tensor, "n"], count: int) -> Int64[Tensor, "m"]:

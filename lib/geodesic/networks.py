@@ -175,14 +175,18 @@ class Network(nn.Module):
 
         `network.head(tracks[-1][-1])` gives the logits, so that one pass serves scores and accuracy.
         """
-        tracks = []
+        return [torch.stack(states) for states in self.states(x)]
+
+    def states(self, x: Float[Tensor, "n *shape"]) -> list[list[Float[Tensor, "n *state"]]]:
+        """The same as a list of states per stage, which spares a copy of them all."""
+        stages = []
         for stage in self.stages:
             x = stage.entry(x)
             states = [x]
             for block in stage.blocks:
                 states.append(x := block(x))
-            tracks.append(torch.stack(states))
-        return tracks
+            stages.append(states)
+        return stages
 
     def weights(self) -> list[nn.Parameter]:
         """The weight matrices and kernels: what weight decay acts on (no biases, no normalisation parameters)."""

@@ -15,6 +15,7 @@ Used by the chapters on the set-up, weight decay, Theorem 1 and the experiments.
 | a, b | a, b | distance of a pair of tracks at their starts and at their ends |
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 # A point whose whole path is below this many roundings of its largest state has not moved: what is left is noise.
 _ROUNDINGS = 8
+_BLOCK = 1 << 22  # bytes of tracks that are scored at a time on a CPU: they and their segments stay in its cache
 
 
 def line_shape_ratio(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, "n"]:
@@ -93,7 +95,8 @@ def track_distance(
         ValueError: for fewer than two states or non-finite values.
     Source: paper Definition 3, eq. (35).
     """
-    return (_flatten(track_a) - _flatten(track_b)).norm(dim=-1).amin(0)
+    a, b = (_require_finite(_flatten(track)) for track in (track_a, track_b))
+    return (a - b).norm(dim=-1).amin(0)
 
 
 def theorem1_bound(a: Float[Tensor, "*pairs"], b: Float[Tensor, "*pairs"]) -> Float[Tensor, "*pairs"]:
@@ -128,9 +131,9 @@ class Accumulator:
     def __init__(self) -> None:
         self._batches: list[_Geometry] = []
 
-    def update(self, track: Float[Tensor, "steps n *state"]) -> None:
-        """Add the tracks of a batch of points."""
-        self._batches.append(_measure(track))
+    def update(self, track: Float[Tensor, "steps n *state"] | Sequence[Float[Tensor, "n *state"]]) -> None:
+        """Add the tracks of a batch of points, as one tensor or as a list of its states."""
+        self._batches += [_measure(block) for block in _blocks(track)]
 
     def summary(self) -> dict[str, float | int | list[float] | None]:
         """Means over points of every score; `*_sd` is the spread over points, not over networks.
@@ -190,10 +193,24 @@ class _Geometry(NamedTuple):
         return self
 
 
+def _blocks(
+    track: Float[Tensor, "steps n *state"] | Sequence[Float[Tensor, "n *state"]],
+) -> Iterator[Float[Tensor, "steps m *state"]]:
+    """The tracks of some of the points at a time; on a device of all at once."""
+    first = track[0]
+    points = len(first)
+    if first.device.type == "cpu":
+        points = max(1, _BLOCK * len(first) // max(1, first.nbytes * len(track)))
+    for start in range(0, len(first), points):
+        yield torch.stack([state[start : start + points] for state in track])
+
+
 def _measure(track: Float[Tensor, "steps n *state"]) -> _Geometry:
     states = _flatten(track)
     segments = states.diff(dim=0)
     lengths, norms = segments.norm(dim=-1), states.norm(dim=-1)
+    if not norms.isfinite().all():  # far cheaper than a look at every number
+        _require_finite(states)
     chord = (states[-1] - states[0]).norm(dim=-1)
     finfo = torch.finfo(states.dtype)
     units = segments.div_(lengths.clamp_min(finfo.tiny)[..., None])
@@ -203,7 +220,10 @@ def _measure(track: Float[Tensor, "steps n *state"]) -> _Geometry:
 def _flatten(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, "steps n d"]:
     if track.shape[0] < 2:
         raise ValueError(f"a track needs at least 2 states on axis 0, got shape {tuple(track.shape)}; record x_0 too")
-    states = track.reshape(*track.shape[:2], -1)
+    return track.reshape(*track.shape[:2], -1)
+
+
+def _require_finite(states: Float[Tensor, "steps n d"]) -> Float[Tensor, "steps n d"]:
     if bad := int((~states.isfinite()).any(-1).any(0).sum()):
         raise ValueError(f"{bad} of {states.shape[1]} tracks hold non-finite values; a diverged network has no score")
     return states

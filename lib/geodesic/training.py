@@ -97,9 +97,7 @@ def train(
     Raises:
         ValueError: if a batch is larger than the training set.
     """
-    n = len(dataset.y_train)
-    if recipe.epochs and recipe.batch_size > n:
-        raise ValueError(f"batch_size={recipe.batch_size} is larger than the training set of {n} points; lower it")
+    check_batch(recipe, dataset)
     optimiser = _optimiser(network, recipe)
     progress = _restore(checkpoint, network, optimiser, generator) or Progress()
     if not progress.history and on_epoch:
@@ -116,6 +114,17 @@ def train(
             progress.history.append(on_epoch(progress))
         _save(checkpoint, network, optimiser, generator, progress)
     return progress
+
+
+def check_batch(recipe: Recipe, dataset: Dataset) -> None:
+    """Refuse a batch that the training set cannot fill.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    n = len(dataset.y_train)
+    if recipe.epochs and recipe.batch_size > n:
+        raise ValueError(f"batch_size={recipe.batch_size} is larger than the training set of {n} points; lower it")
 
 
 def _optimiser(network: Network, recipe: Recipe) -> torch.optim.SGD:
