@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Several processes share the cores: one thread each, or they fight.
 test: export OMP_NUM_THREADS := 1
 
-.PHONY: help install book pdf lab test faults sweep lint pairs notebooks results cifar-k1 cifar-k4 lock clean
+.PHONY: help install book pdf links lab test faults sweep lint pairs notebooks results cifar-k1 cifar-k4 lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ book: .venv/installed  ## run the chapters and render _build/html/index.html
 pdf: book  ## print the whole book into _build/book.pdf (needs Chromium)
 	@$(BIN)/jupyter-book build -W -n --keep-going --builder singlehtml .
 	$(BIN)/python book/_ext/paper.py
+
+links: book  ## ask every external address of the book whether it still answers; no part of the tests
+	@$(BIN)/python book/_ext/links.py
 
 lab: .venv/installed  ## open the chapters as notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks

@@ -15,7 +15,8 @@ def cells(notebook):
 
 def main() -> int:
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    pages = [ROOT / f"{entry}.md" for entry in [toc["root"], *(chapter["file"] for chapter in toc["chapters"])]]
+    chapters = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    pages = [ROOT / f"{entry}.md" for entry in [toc["root"], *chapters]]
     texts = [page for page in pages if page.read_text().startswith("---\njupytext")]
     faults = []
     for text in texts:

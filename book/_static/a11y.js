@@ -6,4 +6,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const sidebar = document.querySelector("#pst-primary-sidebar");
   if (sidebar) { sidebar.setAttribute("role", "complementary"); sidebar.setAttribute("aria-label", "Book"); }
   for (const entry of document.querySelectorAll(".citation-list > .citation")) entry.setAttribute("role", "listitem");
+  for (const picture of document.querySelectorAll(".picture")) {
+    if (picture.scrollWidth > picture.clientWidth) picture.tabIndex = 0;
+  }
 });
