@@ -26,6 +26,7 @@ from typing import Any
 import geodesic
 
 LAST_LINES = 12  # of a failed run's output, kept in its row
+_NANNY_TRIM = "65536"  # bytes; distributed.nanny.pre-spawn-environ
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _DECIDE = ("torch", "numpy", "scipy", "papermill", "dask")  # packages whose versions must agree
 
@@ -254,6 +255,9 @@ def failure(job: Job, outcome: Outcome) -> dict[str, Any]:
 def _environment(job: Job) -> dict[str, str]:
     """The kernel's environment: as many threads as it may use, and its share of the GPUs."""
     environment = dict(os.environ)
+    # Dask's nanny wants memory given back at once; a training run then spends a third of its time on page faults.
+    if environment.get("MALLOC_TRIM_THRESHOLD_") == _NANNY_TRIM:
+        del environment["MALLOC_TRIM_THRESHOLD_"]
     if job.threads:
         for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"):
             environment[f"{library}_NUM_THREADS"] = str(job.threads)
