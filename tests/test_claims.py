@@ -3,8 +3,8 @@
 import math
 
 import pytest
-from geodesic import claims, experiment
-from geodesic.claims import Part
+from geodesic import claims, evidence, experiment, verdicts
+from geodesic.verdicts import Part
 
 DECAYS = (0.0, 1e-3, 1e-2, 1e-1, 3e-1)
 JITTER = (-1e-3, 0.0, 1e-3)  # what a seed adds to every number
@@ -42,14 +42,14 @@ def rows_of(dataset, stages, make=true_row, seeds=(0, 1, 2), **changes):
     """All λ, both networks, all seeds."""
     base = {
         "dataset": dataset, "copy": False, "tier": "full", "stages": stages, "labels": "true", "epochs": 6,
-        "norm": claims._MAIN_NORM[stages], "recipe": "one", "status": "ok", "fingerprint": "f",
+        "norm": verdicts.MAIN_NORM[stages], "recipe": "one", "status": "ok", "fingerprint": "f",
     }  # fmt: skip
     return [
         base
         | {"network": network, "weight_decay": decay, "seed": seed}
         | make(network, decay, seed, stages, dataset)
         | changes
-        for network in claims.NETWORKS
+        for network in verdicts.NETWORKS
         for decay in DECAYS
         for seed in seeds
     ]
@@ -79,7 +79,7 @@ def by_name(name):
 
 def first_verdicts(found):
     """Claim → the verdict on its first data set, MNIST or CIFAR-10."""
-    return {claim.name: claims.judge(found, claim)[0].verdict for claim in claims.CLAIMS}
+    return {claim.name: verdicts.judge(found, claim)[0].verdict for claim in claims.CLAIMS}
 
 
 def test_every_claim_holds_where_the_paper_is_right():
@@ -94,9 +94,9 @@ def test_no_claim_holds_where_everything_is_upside_down():
 
 def test_nothing_is_claimed_without_records():
     for claim in claims.CLAIMS:
-        verdicts = claims.judge([], claim)
-        assert {(v.arm.dataset, v.arm.stages) for v in verdicts} == set(claim.sets)
-        assert {v.verdict for v in verdicts} == {"not run"}
+        judged = verdicts.judge([], claim)
+        assert {(v.arm.dataset, v.arm.stages) for v in judged} == set(claim.sets)
+        assert {v.verdict for v in judged} == {"not run"}
 
 
 def test_two_seeds_are_not_enough():
@@ -122,14 +122,14 @@ HALVES = {
 def test_half_a_claim_holds_in_part(name):
     """One part of each claim is made false, the others are left."""
     found = [row | HALVES[name](row) for row in everything()]
-    assert claims.judge(found, by_name(name))[0].verdict == "holds in part"
+    assert verdicts.judge(found, by_name(name))[0].verdict == "holds in part"
 
 
 def test_controls_do_not_count():
     """C2 holds where OTS is 1 before training too; the first control says that it was not earned."""
     found = rows_of("mnist", 1)
     found += [row | {"epochs": 0, "ots": 0.99} for row in found if row["weight_decay"] == 0]
-    (verdict,) = claims.judge(found, by_name("C2"))
+    (verdict,) = verdicts.judge(found, by_name("C2"))
     assert verdict.verdict == "holds"
     assert [part.outcome for part in verdict.parts if part.control] == ["open", "shown"]
 
@@ -141,7 +141,7 @@ def test_a_network_that_does_nothing_is_no_straight_one():
         row | {"lss": 1.5 + JITTER[row["seed"]]} | (dead if row["weight_decay"] == max(DECAYS) else {})
         for row in rows_of("mnist", 1)
     ]
-    (verdict,) = claims.judge(found, by_name("C2"))
+    (verdict,) = verdicts.judge(found, by_name("C2"))
     assert [part.outcome for part in verdict.parts] == ["shown", "shown", "not run", "refuted"]
 
 
@@ -176,10 +176,10 @@ def test_collapsed_and_diverged_runs_have_no_scores():
         row | ({"lss": 1.0, "status": "collapsed", "train_accuracy": 0.1} if row["weight_decay"] == 3e-1 else {})
         for row in rows_of("cifar10", 1)
     ]
-    (arm,) = claims.arms(found, by_name("C3"))
+    (arm,) = verdicts.arms(found, by_name("C3"))
     assert 3e-1 not in arm.cells("resnet", "lss")
     assert arm.cells("resnet", "train_accuracy", collapsed=True)[3e-1] == {0: 0.1, 1: 0.1, 2: 0.1}
-    assert claims.judge(found, by_name("C3"))[0].verdict == "holds"
+    assert verdicts.judge(found, by_name("C3"))[0].verdict == "holds"
 
 
 def test_comparisons_are_paired_over_seeds():
@@ -189,7 +189,7 @@ def test_comparisons_are_paired_over_seeds():
         row = true_row(network, decay, seed, stages, dataset)
         return row | {"noise_kept": 0.5 + 10 * seed + 0.1 * (network == "resnet") + JITTER[seed] * (network == "plain")}
 
-    (part, *_) = claims.judge(rows_of("cifar10", 1, make), by_name("C7"))[0].parts
+    (part, *_) = verdicts.judge(rows_of("cifar10", 1, make), by_name("C7"))[0].parts
     assert part.outcome == "shown"
     assert part.mean == pytest.approx(0.1)
 
@@ -198,14 +198,14 @@ def test_best_lambdas_need_common_ones():
     """K = 1 and K = 4 share λ = 0 and 0.001 only: their best cannot be compared, those of the networks can."""
     kept = {1: (0.0, 1e-3, 1e-2), 4: (0.0, 1e-3, 1e-1, 3e-1)}
     found = [row for row in everything() if row["weight_decay"] in kept[row["stages"]]]
-    outcomes = [part.outcome for part in claims.judge(found, by_name("C10"))[0].parts]
+    outcomes = [part.outcome for part in verdicts.judge(found, by_name("C10"))[0].parts]
     assert outcomes[4:] == ["not run"] * 4
     assert "not run" not in outcomes[:4]
 
 
 def test_a_lambda_without_enough_seeds_is_left_out():
     found = [row for row in rows_of("cifar10", 1) if row["weight_decay"] != 1e-2 or row["seed"] != 2]
-    (arm,) = claims.arms(found, by_name("C4"))
+    (arm,) = verdicts.arms(found, by_name("C4"))
     assert list(arm.cells("resnet", "ots")) == [0.0, 1e-3, 1e-1, 3e-1]
 
 
@@ -215,7 +215,7 @@ def test_tiers_normalisations_and_recipes_are_not_mixed():
     found += rows_of("cifar10", 1, tier="CPU", recipe="small")
     found += rows_of("cifar10", 1, norm="batch")
     found += [row | {"recipe": "stray"} for row in rows_of("cifar10", 1, seeds=(0,))]
-    made = claims.arms(found, by_name("C4"))
+    made = verdicts.arms(found, by_name("C4"))
     assert [(arm.tier, arm.norm) for arm in made] == [("full", "none"), ("full", "batch"), ("CPU", "none")]
     assert {len(arm.rows) for arm in made} == {2 * len(DECAYS) * 3}
 
@@ -224,14 +224,14 @@ def test_records_of_other_data_are_refused():
     found = rows_of("cifar10", 1)
     found[0]["fingerprint"] = "other"
     with pytest.raises(ValueError, match="records of 2 different data sets"):
-        claims.arms(found, by_name("C4"))
+        verdicts.arms(found, by_name("C4"))
 
 
 def test_rows_read_what_a_run_records():
     """Every number that the tests read is in a record of today's code; the untrained digits ResNet, unscaled."""
     settings = experiment.Settings(epochs=1, batch_size=64, n_train=200, width=16, ots_points=(50,), eval_points=50)
     record = experiment.run(settings)
-    row = claims.row(record)
+    row = evidence.row(record)
     assert row.keys() == rows_of("cifar10", 1)[0].keys()
     assert all(value is not None for value in row.values())
     stage = record["final"]["test"]["stages"][0]
@@ -245,7 +245,7 @@ def test_rows_read_what_a_run_records():
 def test_plane_ratio_of_a_right_angle():
     """Two equal steps at a right angle: length 2 over chord √2; a closed track is left out."""
     tracks = [[[[0, 0], [0, 0]], [[1, 0], [5, 5]], [[1, 1], [0, 0]]]]
-    assert claims._plane_lsr({"stages": [{"tracks": tracks}]}) == pytest.approx(math.sqrt(2))
+    assert evidence._plane_lsr({"stages": [{"tracks": tracks}]}) == pytest.approx(math.sqrt(2))
 
 
 def test_the_papers_numbers_come_from_its_tables():
@@ -257,24 +257,24 @@ def test_side_arms_that_cannot_be_judged_are_left_out():
     """One seed with batch normalisation beside a full K = 1 arm: nothing to say of it; three seeds: a row."""
     main = rows_of("cifar10", 1)
     for seeds, norms in (((0,), ["none"]), ((0, 1, 2), ["none", "batch"])):
-        verdicts = claims.judge(main + rows_of("cifar10", 1, norm="batch", seeds=seeds), by_name("C4"))
-        assert [v.arm.norm for v in verdicts if v.arm.rows] == norms
+        judged = verdicts.judge(main + rows_of("cifar10", 1, norm="batch", seeds=seeds), by_name("C4"))
+        assert [v.arm.norm for v in judged if v.arm.rows] == norms
 
 
 def test_the_table_has_a_line_for_each_arm_and_one_for_all_that_is_missing():
-    verdicts = claims.judge(rows_of("cifar10", 1, copy=True), by_name("C1"))
-    lines = claims.table(verdicts).strip().splitlines()[2:]
+    judged = verdicts.judge(rows_of("cifar10", 1, copy=True), by_name("C1"))
+    lines = verdicts.table(judged).strip().splitlines()[2:]
     assert len(lines) == 2
     assert "**holds**" in lines[0]
     assert "CIFAR-10 (JPEG copy), K = 1, full tier" in lines[0]
     assert "resnet: ln(LSS before / after training), λ > 0: 0.5 ± 0.001 (n = 3)" in lines[0]
     assert "**not run**" in lines[1]
     assert "MNIST with K = 1; CIFAR-100 with K = 1; CIFAR-10 with K = 4; CIFAR-100 with K = 4" in lines[1]
-    assert claims.not_run(verdicts).startswith("MNIST with K = 1 (C1); ")
+    assert verdicts.not_run(judged).startswith("MNIST with K = 1 (C1); ")
 
 
 def test_details_show_interval_and_outcome():
     """Values 0.499, 0.5, 0.501: half-width 2.484 × 0.001."""
-    text = claims.details(claims.judge(rows_of("cifar10", 1), by_name("C1"))[0])
+    text = verdicts.details(verdicts.judge(rows_of("cifar10", 1), by_name("C1"))[0])
     assert "| > 0.0488 | 0.5 ± 0.001 (n = 3) | 0.498 … 0.502 | 3 | shown |" in text
     assert "(control)" in text

@@ -1,12 +1,15 @@
 """Data sets: shapes, normalisation, fingerprints, and one clear error for every kind of damage."""
 
+import hashlib
+import io
 import pickle
 import struct
+import tarfile
 
 import numpy as np
 import pytest
 import torch
-from geodesic import data
+from geodesic import data, experiment
 from PIL import Image
 
 
@@ -154,27 +157,79 @@ def test_mnist_of_another_size_is_refused(tmp_path):
         data.load("mnist", tmp_path)
 
 
-def test_cifar100_reads_its_own_format(tmp_path, monkeypatch):
-    """A small archive in CIFAR-100's layout, its sizes and checksums patched to match."""
+@pytest.fixture
+def cifar100(tmp_path, monkeypatch):
+    """A small archive in CIFAR-100's layout, as it is downloaded; sizes and checksums are told to torchvision."""
     import torchvision
 
-    parts = {}
-    for name, n in (("train", 50), ("test", 20)):
-        images = np.arange(n, dtype=np.uint8)[:, None].repeat(3072, 1)
-        parts[name] = {"data": images, "fine_labels": list(range(n))}
-    parts["meta"] = {"fine_label_names": [f"class {k}" for k in range(100)]}
-    base = tmp_path / "cifar-100-python"
-    base.mkdir()
     kind = torchvision.datasets.CIFAR100
-    for name, content in parts.items():
-        (base / name).write_bytes(pickle.dumps(content))
-    monkeypatch.setattr(kind, "_check_integrity", lambda _: True)
-    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
-    monkeypatch.setitem(data._TORCHVISION, "cifar100", ("CIFAR100", 50, 20))
-    got = data.load("cifar100", tmp_path)
-    assert got.x_train.shape == (50, 3, 32, 32)
-    assert got.y_train.tolist() == list(range(50))
-    assert len(got.classes) == 100
+    rng = np.random.default_rng(0)
+    parts = {"meta": {"fine_label_names": [f"class {k}" for k in range(100)], "coarse_label_names": ["odd", "even"]}}
+    for name, n in (("train", 60), ("test", 40)):
+        labels = [(3 * k + 40) % 100 for k in range(n)]
+        images = rng.integers(0, 60, (n, 3, 32, 32), dtype=np.uint8)
+        images[:, 2, 0, :] = 200 + np.arange(32)  # blue, top row, brighter to the right
+        parts[name] = {
+            "data": images.reshape(n, 3072), "fine_labels": labels, "coarse_labels": [k % 2 for k in labels],
+            "filenames": [f"{k}.png" for k in range(n)], "batch_label": f"{name} batch 1 of 1",
+        }  # fmt: skip
+    sums = {}
+    with tarfile.open(tmp_path / kind.filename, "w:gz") as archive:
+        for name, content in parts.items():
+            packed = pickle.dumps(content, protocol=2)
+            sums[name] = hashlib.md5(packed).hexdigest()
+            member = tarfile.TarInfo(f"{kind.base_folder}/{name}")
+            member.size = len(packed)
+            archive.addfile(member, io.BytesIO(packed))
+    monkeypatch.setattr(kind, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(kind, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": sums["meta"]})
+    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5((tmp_path / kind.filename).read_bytes()).hexdigest())
+    monkeypatch.setattr(kind, "url", "http://127.0.0.1:9/nothing-is-fetched")
+    monkeypatch.setitem(data._TORCHVISION, "cifar100", ("CIFAR100", 60, 40))
+    return tmp_path, kind, parts
+
+
+def test_cifar100_reads_its_own_archive(cifar100):
+    """The archive at hand is unpacked, nothing is fetched; labels are the fine ones, images channels first."""
+    root, _, parts = cifar100
+    got = data.load("cifar100", root, download=True)
+    assert (got.x_train.shape, got.x_test.shape) == ((60, 3, 32, 32), (40, 3, 32, 32))
+    assert got.y_train.tolist() == parts["train"]["fine_labels"]
+    assert got.classes[99] == "class 99"
+    raw = torch.from_numpy(parts["test"]["data"]).view(40, 3, 32, 32).double()
+    for channel in range(3):  # normalised, so an increasing line of the values as stored; float32
+        x, y = raw[:, channel].flatten(), got.x_test[:, channel].flatten().double()
+        assert torch.corrcoef(torch.stack([x, y]))[0, 1] > 1 - 1e-6
+    assert data.load("cifar100", root).fingerprint == got.fingerprint  # from the unpacked files
+
+
+def test_cifar100_with_a_wrong_checksum_is_refused(cifar100):
+    """One byte of the unpacked test set is turned; torchvision sees it, and the reader learns where and what to do."""
+    root, kind, _ = cifar100
+    data.load("cifar100", root, download=True)
+    path = root / kind.base_folder / "test"
+    packed = bytearray(path.read_bytes())
+    packed[len(packed) // 2] ^= 1
+    path.write_bytes(packed)
+    with pytest.raises(FileNotFoundError, match=f"no intact CIFAR100 under {root}; .* pass download=True"):
+        data.load("cifar100", root)
+
+
+@pytest.mark.parametrize("stages", [1, 4])
+def test_cifar100_runs_through_the_experiment(cifar100, stages):
+    """One epoch of a tiny network, scored: a hundred classes need nothing that ten do not."""
+    root, _, _ = cifar100
+    data.load("cifar100", root, download=True)
+    settings = experiment.Settings(
+        dataset="cifar100", stages=stages, depth=1, width=2, epochs=1, batch_size=20, learning_rate=1e-3,
+        norm="batch", augment="crop-flip", ots_points=(40,), eval_points=20, plane_points=5,
+    )  # fmt: skip
+    record = experiment.run(settings, root=root)
+    assert record["status"] in ("ok", "collapsed")
+    assert record["provenance"]["data"] == "torchvision CIFAR100"
+    assert len(record["final"]["test"]["stages"]) == stages
+    assert len(record["final"]["test"]["stages"][0]["theorem1"]["by_class"]) == 100
 
 
 def test_missing_sets_name_the_folder_and_the_remedy(tmp_path):

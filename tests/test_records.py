@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 
+import geodesic
 import pytest
 from geodesic import records
 
@@ -17,7 +18,7 @@ def record(**settings):
         "settings": {"dataset": "digits", "network": "resnet", "weight_decay": 0.0, "seed": 0} | settings,
         "status": "ok",
         "final": {"train": part, "test": part},
-        "provenance": {"seconds": 1.0, "device": "cpu"},
+        "provenance": {"seconds": 1.0, "device": "cpu", "geodesic": geodesic.__version__, "data_fingerprint": "a"},
     }
 
 
@@ -94,6 +95,39 @@ def test_says_which_folder_is_missing(tmp_path):
         records.rows(tmp_path / "nowhere")
 
 
+def written(folder, seed, dataset="digits", **provenance):
+    one = record(seed=seed, dataset=dataset)
+    one["provenance"] |= provenance
+    return records.write(one, folder)
+
+
+@pytest.mark.parametrize("made", ["0.0.9", "1.0.0", None])
+def test_a_record_of_other_code_is_refused_for_a_figure(tmp_path, made):
+    path = written(tmp_path, 0, geodesic=made)
+    with pytest.raises(ValueError, match=rf"{path.name} was made by geodesic {made}, and this is .*run its settings"):
+        list(records.load(tmp_path))
+
+
+def test_a_release_that_computes_the_same_is_not(tmp_path, monkeypatch):
+    """0.3.1 and 0.3.2 agree; a notebook's own digest stands in place of a version."""
+    monkeypatch.setattr(geodesic, "__version__", "0.3.2")
+    written(tmp_path, 0, geodesic="0.3.1")
+    written(tmp_path, 1, geodesic="0.2.0", code="notebook 1234")
+    assert len(list(records.load(tmp_path))) == 2
+
+
+def test_a_record_of_other_data_is_refused_for_a_figure(tmp_path):
+    """Two data sets under one name; another data set in the same folder is no matter."""
+    written(tmp_path, 0)
+    records.write(
+        record(dataset="mnist") | {"provenance": record()["provenance"] | {"data_fingerprint": "c"}}, tmp_path
+    )
+    assert len(records.rows(tmp_path)) == 2
+    written(tmp_path, 1, data_fingerprint="b")
+    with pytest.raises(ValueError, match=r"other data than \w{16}\.json: digits with fingerprint [ab], not [ab];"):
+        records.rows(tmp_path)
+
+
 def test_rows_are_flat_and_complete(tmp_path):
     records.write(record(), tmp_path)
     records.write(record(seed=1) | {"status": "diverged", "final": None}, tmp_path)
@@ -127,6 +161,8 @@ def test_summary_is_mean_and_sample_deviation():
 
 def test_committed_records_are_whole():
     """Everything under results/ that figures are drawn from can be read, and is named after its settings."""
-    for folder in {path.parent for path in records.RESULTS.glob("mnist*/*.json")}:
+    folders = {path.parent for path in records.RESULTS.glob("*/*.json")} - {records.RESULTS / "benchmarks"}
+    assert folders
+    for folder in folders:
         for one in records.load(folder):
             assert (folder / f"{records.name(one['settings'])}.json").exists()

@@ -3,6 +3,7 @@
 import csv
 import io
 
+import geodesic
 import pytest
 from geodesic import experiment, records, report
 from geodesic.__main__ import main
@@ -20,7 +21,7 @@ def write(folder, lss=2.0, accuracy=0.5, stages=1, status="ok", **settings):
     ]
     part = {"accuracy": accuracy, "loss": 0.5, "stages": parts}
     final = None if status == "diverged" else {"train": part, "test": part}
-    provenance = {"seconds": 3.0, "device": "cpu"}
+    provenance = {"seconds": 3.0, "device": "cpu", "geodesic": geodesic.__version__}
     records.write({"settings": values, "status": status, "final": final, "provenance": provenance}, folder)
 
 
@@ -62,7 +63,8 @@ def test_several_stages_are_averaged_and_said_to_be(tmp_path):
 def test_records_of_other_notebooks_show_what_they_displayed(tmp_path):
     for seed, value in ((0, 1), (1, 4)):
         settings = {"notebook": "mine", "seed": seed, "width": 3}
-        record = {"settings": settings, "status": "ok", "final": {"value": value}, "provenance": {"seconds": 2.0}}
+        provenance = {"seconds": 2.0, "geodesic": geodesic.__version__}
+        record = {"settings": settings, "status": "ok", "final": {"value": value}, "provenance": provenance}
         records.write(record, tmp_path)
     (row,) = report.table(report.rows(tmp_path), scores=["value"]).rows
     assert row["value"].mean == 2.5
@@ -82,8 +84,26 @@ def test_markdown_and_terminal_show_the_same_cells(tmp_path):
     for seed, lss in enumerate((1.0, 2.0)):
         write(tmp_path, lss, seed=seed)
     table = report.table(report.rows(tmp_path), scores=["lss_mean"])
-    assert report.render(table, "markdown") == "| runs | lss_mean |\n| --- | --- |\n| 2 | 1.5 ± 0.71 |\n"
-    assert report.render(table) == "runs  lss_mean\n2     1.5 ± 0.71\n"
+    assert report.render(table, "markdown") == "| runs | lss_mean |\n| --- | --- |\n| 2 | 1.5 ± 0.7 |\n"
+    assert report.render(table) == "runs  lss_mean\n2     1.5 ± 0.7\n"
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "text"),
+    [
+        (97.1834, 0.1312, "97.2 ± 0.1"),
+        (97.1834, 0.0968, "97.2 ± 0.1"),
+        (0.5, 0.0034, "0.500 ± 0.003"),
+        (1234.5, 37.0, "1234 ± 37"),
+        (3.5e-9, 4e-10, "3.5e-09 ± 4e-10"),
+        (1 / 3, 0.0, "0.3333 ± 0"),
+        (1.0, 3e-11, "1 ± 0"),
+    ],
+)
+def test_a_mean_has_the_decimals_that_its_deviation_justifies(mean, sd, text):
+    """Both end where the deviation's first digit stands, after rounding; whole numbers are not rounded further."""
+    assert report._text(records.Summary(mean, sd, 3)) == text
+    assert report._text(records.Summary(mean, sd, 1)) == f"{mean:.4g}"
 
 
 def test_the_paper_stands_beside_as_many_decays_in_ascending_order(tmp_path):
@@ -103,6 +123,26 @@ def test_with_other_decays_the_paper_stands_beside_zero_only(tmp_path):
     first, second = report.compare(report.rows(tmp_path)).rows
     assert first["paper lss_mean"].mean == 3.79
     assert second["paper lss_mean"] is None
+
+
+def test_an_image_folder_is_compared_as_a_copy_of_what_it_is_named_after(tmp_path):
+    """Both are set beside Table 4, in lines of their own, and a note says which is the copy."""
+    write(tmp_path, 1.0, dataset="cifar10", network="resnet")
+    assert len(report.compare(report.rows(tmp_path)).notes) == 1
+    write(tmp_path, 2.0, dataset="folder:cifar10", network="resnet")
+    table = report.compare(report.rows(tmp_path))
+    assert [(row["dataset"], row["lss_mean"].mean) for row in table.rows] == [("cifar10", 1.0), ("folder:cifar10", 2.0)]
+    assert [row["paper lss_mean"].mean for row in table.rows] == [3.79, 3.79]
+    assert table.notes[1] == "folder:cifar10 is taken for a copy of cifar10: the images may differ"
+
+
+def test_collapsed_runs_are_counted_beside_the_paper_too(tmp_path):
+    write(tmp_path, dataset="cifar10", seed=0)
+    assert "collapsed" not in report.compare(report.rows(tmp_path)).keys
+    write(tmp_path, dataset="cifar10", seed=1, status="collapsed")
+    table = report.compare(report.rows(tmp_path))
+    assert table.keys[-2:] == ("runs", "collapsed")
+    assert (table.rows[0]["runs"], table.rows[0]["collapsed"]) == (2, 1)
 
 
 def test_controls_are_not_compared(tmp_path):

@@ -35,12 +35,12 @@ def test_the_digest_follows_indirect_imports_and_records(stale, tmp_path, monkey
     for name, value in {"ROOT": tmp_path, "LIBRARY": tmp_path / "lib", "RESULTS": tmp_path / "results"}.items():
         monkeypatch.setattr(stale, name, value)
     paths = {name: tmp_path / "lib" / f"{name}.py" for name in ("__init__", "a", "b", "c")}
-    paths |= {"record": tmp_path / "results" / "x" / "1.json", "text": tmp_path / "book.md"}
+    paths |= {"record": tmp_path / "results" / "x-y" / "1.json", "text": tmp_path / "book.md"}
     paths["lock"] = tmp_path / "requirements.txt"
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
-    paths["a"].write_text('from geodesic.b import thing\nfolder = records.RESULTS / "x"\n')
+    paths["a"].write_text('from geodesic.b import thing\nfolder = records.RESULTS / "x-y"\n')
     paths["text"].write_text("words\n\n```{code-cell} ipython3\n:tags: [hide-input]\n\nfrom geodesic import a\n```\n")
     before = stale.digest(paths["text"])
     paths[changed].write_text(paths[changed].read_text() + "\n# another line\n")

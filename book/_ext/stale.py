@@ -51,7 +51,7 @@ def inputs(chapter: Path) -> Iterator[Path]:
         sources.append((LIBRARY / f"{name}.py").read_text(encoding="utf-8"))
         todo |= imported(sources[-1]) - seen
     yield from (LIBRARY / f"{name}.py" for name in sorted(seen))
-    for folder in sorted(set(re.findall(r'RESULTS / "(\w+)"', "\n".join(sources)))):
+    for folder in sorted(set(re.findall(r'RESULTS / "([\w-]+)"', "\n".join(sources)))):
         yield from sorted((RESULTS / folder).glob("*.json"))
 
 

@@ -101,11 +101,11 @@ def recorded(folder: Path, run: Run) -> dict[str, Any] | None:
 
 
 def made_by(provenance: Mapping[str, Any]) -> str:
-    """The code that matters for a record: versions of the package that agree in two numbers compute the same.
+    """The code that matters for a record: the package's version, as far as it decides numbers (`geodesic.computes`).
 
     A notebook that is not the book's experiment computes by itself; its records say so with a digest of its cells.
     """
-    return provenance.get("code") or f"geodesic {'.'.join(provenance['geodesic'].split('.')[:2])}"
+    return provenance.get("code") or f"geodesic {geodesic.computes(provenance['geodesic'])}"
 
 
 def judged(name: str, status: str, record: Mapping[str, Any], seconds: float = 0.0) -> Outcome:

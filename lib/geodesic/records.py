@@ -77,17 +77,29 @@ def read(path: str | os.PathLike[str]) -> Record:
 
 
 def load(folder: str | os.PathLike[str]) -> Iterator[Record]:
-    """Every record of a folder, in the order of their names.
+    """Every record of a folder, in the order of their names, if they may stand in one figure.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if a file is not a whole record.
+        ValueError: if a file is not a whole record, was made by another version of this package (one that differs in
+            the first two numbers), or from other data under the same name than the records before it.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; runs write their records there with --out {folder}")
+    seen: dict[str, tuple[str, Path]] = {}  # name of a data set → fingerprint, and who had it first
     for path in sorted(folder.glob("*.json")):
-        yield read(path)
+        record = read(path)
+        _check_code(record, path)
+        dataset, fingerprint = record["settings"].get("dataset"), record["provenance"].get("data_fingerprint")
+        if dataset and fingerprint:
+            known, first = seen.setdefault(dataset, (fingerprint, path))
+            if fingerprint != known:
+                raise ValueError(
+                    f"{path} was made from other data than {first.name}: {dataset} with fingerprint {fingerprint}, not "
+                    f"{known}; delete those of the data that you do not mean, and run their settings again"
+                )
+        yield record
 
 
 def rows(folder: str | os.PathLike[str], part: str = "test") -> list[dict[str, Any]]:
@@ -190,6 +202,19 @@ def _check(record: Record, where: str) -> None:
     missing = [key for key in _REQUIRED if key not in record]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}; delete it and run its settings again")
+
+
+def _check_code(record: Record, path: Path) -> None:
+    """Records of notebooks other than the book's experiment carry a digest of their code instead."""
+    provenance = record["provenance"]
+    made = provenance.get("geodesic")
+    if "code" not in provenance and (
+        made is None or geodesic.computes(made) != geodesic.computes(geodesic.__version__)
+    ):
+        raise ValueError(
+            f"{path} was made by geodesic {made}, and this is {geodesic.__version__}, which computes other numbers; "
+            "delete it and run its settings again"
+        )
 
 
 def _compact(text: str) -> str:

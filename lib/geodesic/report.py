@@ -24,6 +24,8 @@ _PAPER = Path(__file__).with_name("paper_tables.csv")
 _METRICS = {"lsr": "lsr_mean", "lss": "lss_mean", "ots": "ots_share"}  # the paper's names that differ from ours
 _PERCENT = ("train_accuracy", "test_accuracy")
 _ODD = ("collapsed", "diverged")  # ends that a reader must know of
+_ROUNDING = 1e-6  # a deviation below this share of the mean is that of the arithmetic
+_MOST_DIGITS = 6  # after the point; what is smaller is written with an exponent
 
 Row = dict[str, Any]
 
@@ -78,22 +80,21 @@ def table(
         groups.setdefault(tuple(row.get(key) for key in by), []).append(row)
     body = []
     for key, members in sorted(groups.items(), key=lambda item: [_rank(value) for value in item[0]]):
-        counts = {"runs": len(members)} | {odd: sum(row["status"] == odd for row in members) for odd in _ODD}
         summaries = {score: summary(row.get(score) for row in members) for score in scores}
-        body.append(dict(zip(by, key, strict=True)) | counts | summaries)
-    columns = ("runs", *(odd for odd in _ODD if any(row[odd] for row in body)))
+        body.append(dict(zip(by, key, strict=True)) | _counts(members) | summaries)
     sizes = sorted({row["ots_n"] for row in found if row.get("ots_n")})
     notes = [f"OTS on {', '.join(f'{size:g}' for size in sizes)} points"] if sizes and "ots_share" in scores else []
     if any((row.get("stages") or 1) > 1 for row in found):
         notes.append("scores are means over the stages")
-    return Table((*by, *columns), scores, tuple(body), tuple(notes))
+    return Table((*by, *_counted(body)), scores, tuple(body), tuple(notes))
 
 
 def compare(found: Sequence[Row], scores: Sequence[str] | None = None) -> Table:
     """The paper's tables beside the records of the same data set, stages and network.
 
     The paper's λ are not known beyond the first, which is 0. Where as many λ were run as its table has rows, they are
-    set side by side in ascending order; else only λ = 0 is.
+    set side by side in ascending order; else only λ = 0 is. An image folder is taken for a copy of the data set that
+    it is named after; a note says so.
 
     Raises:
         ValueError: if the paper has no table for any of the records.
@@ -101,7 +102,7 @@ def compare(found: Sequence[Row], scores: Sequence[str] | None = None) -> Table:
     scores = _known(scores or [], list(dict.fromkeys(key for row in found for key in row)))
     paper = paper_values()
     trained = [row for row in found if row.get("epochs") and row.get("labels") == "true"]
-    mine = [row for row in trained if (row["dataset"], row["stages"], row["network"]) in paper]
+    mine = [row for row in trained if _paper_key(row["dataset"], row["stages"], row["network"]) in paper]
     if not mine:
         have = sorted({f"{dataset} with stages={k}" for dataset, k, _ in paper})
         raise ValueError(f"the paper has no table for these records; it has: {', '.join(have)}")
@@ -111,22 +112,26 @@ def compare(found: Sequence[Row], scores: Sequence[str] | None = None) -> Table:
         groups.setdefault(tuple(row[key] for key in by), {}).setdefault(row["weight_decay"], []).append(row)
     body = []
     for key, decays in sorted(groups.items(), key=lambda item: [_rank(value) for value in item[0]]):
-        theirs = paper[key[:3]]
+        theirs = paper[_paper_key(*key[:3])]
         names = scores or [name for name in theirs if not name.startswith("segment")]
         size = 1 + max(index for values in theirs.values() for index in values)
         for index, (decay, members) in enumerate(sorted(decays.items())):
             aligned = len(decays) == size or decay == 0
-            line = dict(zip(by, key, strict=True)) | {"weight_decay": decay, "runs": len(members)}
+            line = dict(zip(by, key, strict=True)) | {"weight_decay": decay} | _counts(members)
             for name in names:
                 line[name] = summary(row.get(name) for row in members)
                 line[f"paper {name}"] = theirs.get(name, {}).get(index) if aligned else None
             body.append(line)
-    values = tuple(dict.fromkeys(key for line in body for key in line if key not in (*by, "weight_decay", "runs")))
-    notes = (
+    keys = (*by, "weight_decay", "runs", *_ODD)
+    values = tuple(dict.fromkeys(key for line in body for key in line if key not in keys))
+    notes = [
         "paper: Tables 2-7 of arXiv:2102.09235v2; its λ are not known beyond the first, 0: where both have as many, "
         "they are set side by side in ascending order, else at 0 only",
-    )
-    return Table((*by, "weight_decay", "runs"), values, tuple(body), notes)
+    ]
+    for name in sorted({row["dataset"] for row in mine}):
+        if name.startswith(_FOLDER):
+            notes.append(f"{name} is taken for a copy of {name.removeprefix(_FOLDER)}: the images may differ")
+    return Table((*by, "weight_decay", *_counted(body)), values, tuple(body), tuple(notes))
 
 
 def paper_values() -> dict[tuple[str, int, str], dict[str, dict[int, Summary]]]:
@@ -171,6 +176,21 @@ def summary(values: Iterable[float | None]) -> Summary | None:
 
 
 _AXES = ("weight_decay", "dataset", "stages", "network")
+_FOLDER = "folder:"
+
+
+def _paper_key(dataset: str, stages: int, network: str) -> tuple[str, int, str]:
+    return dataset.removeprefix(_FOLDER), stages, network
+
+
+def _counts(members: Sequence[Row]) -> dict[str, int]:
+    """Of the runs of a line: all, and those whose end a reader must know of."""
+    return {"runs": len(members)} | {odd: sum(row["status"] == odd for row in members) for odd in _ODD}
+
+
+def _counted(body: Sequence[Row]) -> tuple[str, ...]:
+    """The columns of counts that a table needs."""
+    return ("runs", *(odd for odd in _ODD if any(row[odd] for row in body)))
 
 
 def _flat(record: records.Record, part: str) -> Row:
@@ -214,10 +234,21 @@ def _rank(value: Any) -> tuple[int, Any]:
 
 def _text(value: Any) -> str:
     if isinstance(value, Summary):
-        return f"{value.mean:.4g} ± {value.sd:.2g}" if value.n > 1 else f"{value.mean:.4g}"
+        return _number(value)
     if value is None:
         return "-"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: Summary) -> str:
+    """Mean ± sd, both rounded where the deviation's first digit stands: 97.2 ± 0.1."""
+    if value.n == 1 or value.sd <= _ROUNDING * abs(value.mean):
+        return f"{value.mean:.4g}" + (" ± 0" if value.n > 1 else "")
+    digits = -math.floor(math.log10(value.sd))
+    digits = -math.floor(math.log10(round(value.sd, digits)))  # 0.97 is rounded to 1
+    if digits > _MOST_DIGITS:
+        return f"{value.mean:.4g} ± {value.sd:.1g}"
+    return f"{value.mean:.{max(digits, 0)}f} ± {value.sd:.{max(digits, 0)}f}"
 
 
 def _csv(table: Table) -> str:
