@@ -24,7 +24,6 @@ import json
 import math
 import multiprocessing
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -35,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from geodesic import data, networks, records, training, transport
+from memory import peak_bytes, reset_peak
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -150,7 +150,7 @@ def _child(connection: Any, name: str, path: str, n: int, repeats: int, threads:
     with safe_open(path, "pt") as clouds:
         x, y = (clouds.get_slice(key)[:n].reshape(n, -1) for key in ("x_0", "x_L"))
     SOLVERS[name](x[:300, :300], y[:300, :300])  # imports and first calls
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = reset_peak()
     seconds, processor = [], []
     for _ in range(repeats):
         start, busy = time.perf_counter(), time.process_time()
@@ -159,7 +159,7 @@ def _child(connection: Any, name: str, path: str, n: int, repeats: int, threads:
         processor.append(time.process_time() - busy)
         if sum(seconds) > ENOUGH:
             break
-    peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    peak = peak_bytes() - before
     cost = statistics.fmean((x[i].double() - y[j]).square().sum().item() for i, j in enumerate(sigma.tolist()))
     if sorted(sigma.tolist()) != list(range(n)):
         raise RuntimeError(f"{name} did not return a permutation at n = {n}")

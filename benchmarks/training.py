@@ -23,7 +23,6 @@ import json
 import math
 import multiprocessing
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from geodesic import data, devices, experiment, networks, records, stacked, trai
 from geodesic.data import Dataset
 from geodesic.networks import Network
 from geodesic.training import Progress, Recipe
+from memory import peak_bytes, reset_peak
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -266,16 +266,13 @@ def memory(name: str, device: str, threads: int, in_shape: tuple[int, ...], work
     network = networks.build("resnet", kind, problem.stages, norm=problem.norm, in_shape=in_shape, classes=10)
     network, x = network.to(place).eval(), torch.randn(points, *in_shape, device=place)
     y = torch.zeros(points, dtype=torch.int64, device=place)
-    before = _held(place)
+    if place.type == "cuda":
+        before = torch.cuda.max_memory_allocated(place)
+        PASSES[work](network, x, y)
+        return torch.cuda.max_memory_allocated(place) - before
+    before = reset_peak()
     PASSES[work](network, x, y)
-    return _held(place) - before
-
-
-def _held(device: torch.device) -> int:
-    """Highest number of bytes held so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_bytes() - before
 
 
 def compare_scoring(name: str, problem: Problem, size: Size, dataset: Dataset, repeats: int) -> list[dict[str, Any]]:
