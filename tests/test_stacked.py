@@ -33,8 +33,8 @@ def notes(nets):
     return [lambda progress, net=net: {"norm": net.weights()[0].detach().norm().item()} for net in nets]
 
 
-def compare(digits, recipes, datasets=None, *, device="cpu", tolerance=None, **options):
-    """Train apart and stacked, and compare weights, running means and histories; returns what the stack gave."""
+def assert_same_as_single_runs(digits, recipes, datasets=None, *, device="cpu", tolerance=None, **options):
+    """Train apart and stacked: the same weights, running means and histories; returns what the stack gave."""
     tolerance = tolerance or {"rtol": 1e-4, "atol": 1e-5}  # float32: products of another order, over eight steps
     count = len(recipes)
     datasets = datasets or [digits] * count
@@ -61,47 +61,47 @@ def compare(digits, recipes, datasets=None, *, device="cpu", tolerance=None, **o
 
 def test_members_equal_their_single_runs(digits):
     """Different λ, step sizes, seeds and orders of the points; another network would differ in the first digit."""
-    together, _ = compare(digits, RECIPES)
+    together, _ = assert_same_as_single_runs(digits, RECIPES)
     first, second, _ = (net.weights()[1] for net in together)
     assert (first - second).norm() > 0.1 * first.norm()
 
 
 def test_members_with_batch_normalisation_too(digits):
     """The running means and deviations are part of the stack."""
-    compare(digits, RECIPES, norm="batch")
+    assert_same_as_single_runs(digits, RECIPES, norm="batch")
 
 
 def test_convolutional_members_too(digits):
     """The digits as an image folder: a convolution of the stack is one grouped convolution."""
-    compare(digits, RECIPES, dataset="folder:digits", in_shape=(1, 8, 8), classes=10)
+    assert_same_as_single_runs(digits, RECIPES, dataset="folder:digits", in_shape=(1, 8, 8), classes=10)
 
 
 def test_members_are_augmented_as_their_single_runs(digits):
-    compare(digits, [replace(recipe, augment="crop") for recipe in RECIPES])
+    assert_same_as_single_runs(digits, [replace(recipe, augment="crop") for recipe in RECIPES])
 
 
 def test_members_may_have_labels_of_their_own(digits):
     shuffled = [digits.shuffle_labels(torch.Generator().manual_seed(k)) for k in range(3)]
-    compare(digits, RECIPES, shuffled)
+    assert_same_as_single_runs(digits, RECIPES, shuffled)
 
 
 def test_bfloat16_members_equal_their_single_runs(digits):
     """Products in bfloat16 round at 2⁻⁹; four steps in which nothing else may differ."""
     recipes = [replace(recipe, precision="bfloat16", epochs=1) for recipe in RECIPES]
-    together, _ = compare(digits, recipes, tolerance={"rtol": 0.02, "atol": 0.02})
+    together, _ = assert_same_as_single_runs(digits, recipes, tolerance={"rtol": 0.02, "atol": 0.02})
     assert all(p.dtype == torch.float32 for net in together for p in net.parameters())
 
 
 def test_a_member_that_diverges_harms_no_other(digits):
     recipes = [RECIPES[0], replace(RECIPES[1], learning_rate=1e9), RECIPES[2]]
-    together, got = compare(digits, recipes)
+    together, got = assert_same_as_single_runs(digits, recipes)
     assert [each.diverged for each in got] == [False, True, False]
     assert [all(p.isfinite().all() for p in net.parameters()) for net in together] == [True, False, True]
 
 
 def test_a_stack_in_which_all_diverge_stops(digits):
     recipes = [replace(recipe, learning_rate=1e9, epochs=9) for recipe in RECIPES]
-    _, got = compare(digits, recipes)
+    _, got = assert_same_as_single_runs(digits, recipes)
     assert all(each.epoch < 9 for each in got)
 
 
@@ -119,4 +119,4 @@ def test_refuses_a_batch_larger_than_the_data(digits):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_members_equal_their_single_runs_on_a_device():
-    compare(data.load("digits", device="cuda").take(256, 64), RECIPES, device="cuda")
+    assert_same_as_single_runs(data.load("digits", device="cuda").take(256, 64), RECIPES, device="cuda")

@@ -77,7 +77,10 @@ def _common(recipes: Sequence[Recipe]) -> Recipe:
     """The recipe that all members share, but for what is free."""
     for name in sorted({field.name for field in fields(Recipe)} - set(FREE)):
         if len(seen := {getattr(recipe, name) for recipe in recipes}) > 1:
-            raise ValueError(f"{name} takes {len(seen)} values; members of a stack differ in {', '.join(FREE)} alone")
+            raise ValueError(
+                f"{name} takes {len(seen)} values; members of a stack differ in {', '.join(FREE)} alone: make a stack "
+                f"for each {name} ({', '.join(sorted(map(str, seen)))})"
+            )
     return recipes[0]
 
 
