@@ -227,9 +227,17 @@ def test_equal_settings_have_one_name():
     assert records.name(settings) == records.name(same.to_dict())
 
 
-def test_refuses_more_transport_points_than_there_are():
-    with pytest.raises(ValueError, match=r"ots_points=\(50, 1000\): 1000 is more than the 360 points"):
-        experiment.run(Settings(**SMALL | {"ots_points": (50, 1000)}))
+def test_each_part_is_scored_as_far_as_its_points_go():
+    """So that a training set can be scored whole, whatever the size of the test set."""
+    final = experiment.run(Settings(**SMALL | {"epochs": 0, "n_test": 80}))["final"]
+    sizes = {part: [score["n"] for score in final[part]["stages"][0]["ots"]] for part in final}
+    assert sizes == {"train": [50, 100], "test": [50]}
+
+
+@pytest.mark.parametrize("points", [(50, 1000), (390, 400)])
+def test_refuses_transport_points_that_a_part_does_not_have(points):
+    with pytest.raises(ValueError, match="the 360 points of the smaller part, nor the last more than the 400 of"):
+        experiment.run(Settings(**SMALL | {"ots_points": points}))
 
 
 def shell(*arguments):

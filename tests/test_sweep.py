@@ -310,7 +310,7 @@ def test_a_missing_grid_is_named(capsys):
         ({"dataset": "mars"}, ValueError, "data set 'mars' is unknown"),
         ({"dataset": "mnist"}, FileNotFoundError, "no intact MNIST under /nowhere"),
         ({"n_train": 9999}, ValueError, "n_train=9999 is not within"),
-        ({"ots_points": [5000]}, ValueError, "5000 is more than the 360 points"),
+        ({"ots_points": [5000]}, ValueError, "ots_points=.5000,.: the first must not be more than the 360"),
         ({"batch_size": 5000}, ValueError, "batch_size=5000 is more than the 1437 training points"),
         ({"stages": 4}, ValueError, "stages=4"),
     ],

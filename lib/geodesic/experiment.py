@@ -275,7 +275,8 @@ def _final(
 @torch.inference_mode()
 def _transport(network: Network, x: Tensor, y: Tensor, settings: Settings, classes: int) -> Iterator[dict[str, Any]]:
     """Per stage: the optimal transport score on nested subsets, Theorem 1 on pairs, collapse, pace."""
-    n = max(settings.ots_points, default=0)
+    sizes = [n for n in settings.ots_points if n <= len(y)]
+    n = max(sizes, default=0)
     pairs = min(_PAIR_POINTS, len(y))
     ends: list[list[tuple[Tensor, Tensor]]] = [[] for _ in network.stages]
     whole: list[list[Tensor]] = [[] for _ in network.stages]
@@ -287,7 +288,7 @@ def _transport(network: Network, x: Tensor, y: Tensor, settings: Settings, class
     for stage_ends, stage_tracks in zip(ends, whole, strict=True):
         first, last = (torch.cat(part) for part in zip(*stage_ends, strict=True))
         yield {
-            "ots": [asdict(transport.optimal_transport_score(first[:m], last[:m])) for m in settings.ots_points],
+            "ots": [asdict(transport.optimal_transport_score(first[:m], last[:m])) for m in sizes],
             "theorem1": probes.theorem1_violations(torch.cat(stage_tracks, 1)[:, :pairs], y[:pairs], classes),
             "collapse": probes.collapse(last, y[: len(last)], classes),
             "pace": probes.pace(torch.cat(stage_tracks, 1)[:, :pairs]),
@@ -339,11 +340,12 @@ def _balanced(labels: Int64[Tensor, "n"], count: int) -> Int64[Tensor, "m"]:
 
 
 def _check_sizes(settings: Settings, dataset: Dataset) -> None:
-    have = min(len(dataset.y_train), len(dataset.y_test))
-    largest = max(settings.ots_points, default=0)
-    if largest > have:
+    """Each part is scored at the sizes that it has points for, so that a training set may be scored whole."""
+    smaller, larger = sorted((len(dataset.y_train), len(dataset.y_test)))
+    if settings.ots_points and (settings.ots_points[0] > smaller or settings.ots_points[-1] > larger):
         raise ValueError(
-            f"ots_points={settings.ots_points}: {largest} is more than the {have} points of the smaller part"
+            f"ots_points={settings.ots_points}: the first must not be more than the {smaller} points of the smaller "
+            f"part, nor the last more than the {larger} of the larger"
         )
 
 

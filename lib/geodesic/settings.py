@@ -29,7 +29,9 @@ class Settings(Recipe):
     n_test: int | None = _setting(None, "test points used; None takes all")
     eval_points: int = _setting(2000, "points of each part scored after every epoch; test points disturbed at the end")
     ots_points: tuple[int, ...] | None = _setting(
-        None, "sizes of the nested subsets for the transport score; None takes 1000 2000 4000, or what a small set has"
+        None,
+        "sizes of the nested subsets for the transport score, of each part as far as it goes; "
+        "None takes 1000 2000 4000, or what a small set has",
     )
     plane_points: int = _setting(30, "training points whose tracks are kept in a plane, at every epoch")
 
