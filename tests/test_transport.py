@@ -388,6 +388,23 @@ def test_settle_says_when_it_gives_up(monkeypatch):
         )
 
 
+def test_starved_rows_and_columns_are_fed_their_cheapest_arcs():
+    n, least = 300, _assignment._LEAST_ARCS
+    x, y = (torch.randn(n, 5, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    cost = _split_cost.split_cost(x, y, torch.float32)
+    u, v = torch.randn(2, n, generator=torch.Generator().manual_seed(2))
+    plenty = np.arange(10)  # of the first row, which needs no more
+    arcs = _assignment.feed(cost, u, v, np.union1d(plenty, np.arange(n) * (n + 1)))
+    row, column = np.divmod(arcs, n)
+    assert (row == 0).sum() < least + len(plenty)
+    assert min(np.bincount(row, minlength=n).min(), np.bincount(column, minlength=n).min()) >= least
+    slack = cost.slack(u, v, slice(0, n)).numpy()
+    for i in range(1, n):
+        assert set(slack[i].argsort()[:least]) <= set(column[row == i])
+    for j in range(n):
+        assert set(slack[:, j].argsort()[:least]) <= set(row[column == j])
+
+
 def test_pricing_takes_the_whole_row_of_an_outlier():
     """A row priced too high violates each of its 120 arcs; thinned to 64 a round, its detours took dozens of rounds."""
     _, _, cost = split()

@@ -5,6 +5,7 @@ kept as the key i·n + j; its *slack* is s_ij = c_ij − u_i − v_j. Potentials
 assignment on arcs of zero slack under feasible potentials is optimal, since Σ c_{i,σ(i)} = Σ u + Σ v ≤ any other cost.
 
     near_arcs     the arcs of small slack, some 25 a row, out of n²
+    feed          at least four for each row and each column
     match         exact assignment restricted to given arcs
     potentials    its dual, by Bellman–Ford on the residual graph
     settle        price all n² arcs at working precision, add the violated ones, repeat until there is none
@@ -34,9 +35,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from geodesic._split_cost import SplitCost, anneal, column_transform, exact_costs, row_transform, split_cost
+from geodesic._split_cost import TILE, SplitCost, anneal, column_transform, exact_costs, row_transform, split_cost
 
 _CROWD = 64  # arcs a row; more near-tight arcs than this mean ties, or a precision too low to tell
+_LEAST_ARCS = 4  # of each row and column
 _ROUNDS = 40  # of pricing; data need one or two
 _DENSE_FALLBACK = 5000  # largest n solved without lapx
 _LARGEST_WEIGHT = 1e3  # lapmod refuses costs of a million and more
@@ -112,6 +114,29 @@ def near_arcs(
         if count > max(most, cost.n):
             raise Crowded
     return torch.cat(found).cpu().numpy()
+
+
+def feed(
+    cost: SplitCost, u: Float[Tensor, " n"], v: Float[Tensor, " n"], arcs: Int64[np.ndarray, " k"]
+) -> Int64[np.ndarray, " m"]:
+    """The arcs, with the cheapest ones of each row and column that has fewer than four.
+
+    The rows and columns of outliers have hardly an arc within a limit that suits the rest. Left with a dear one, they
+    push the potentials of the sparse problem far off, and hundreds of thousands of arcs then price below zero.
+    """
+    n, least, fed = cost.n, min(_LEAST_ARCS, cost.n), [arcs]
+
+    def starved(nodes: Int64[np.ndarray, " k"]) -> tuple[Int64[Tensor, " tile"], ...]:
+        few = np.flatnonzero(np.bincount(nodes, minlength=n) < least)
+        return torch.from_numpy(few).to(u.device).split(max(1, TILE[u.device.type] // n))
+
+    for rows in starved(arcs // n):
+        cheapest = torch.sub(cost.cross[rows], v).topk(least, 1, largest=False).indices
+        fed.append((rows[:, None] * n + cheapest).flatten().cpu().numpy())
+    for columns in starved(arcs % n):
+        cheapest = torch.sub(cost.cross[:, columns], u[:, None]).topk(least, 0, largest=False).indices
+        fed.append((cheapest * n + columns).flatten().cpu().numpy())
+    return np.unique(np.concatenate(fed))
 
 
 def match(n: int, arcs: Int64[np.ndarray, " k"], weights: Float64[np.ndarray, " k"]) -> Int64[np.ndarray, " n"]:
@@ -316,6 +341,7 @@ def solve(
     else:
         near_u, near_v, limit = anneal(cost, _start(cost, u, v), torch.empty_like(cost.cross) if store_kernel else None)
         arcs = np.union1d(near_arcs(cost, near_u, near_v, limit, cap=_CROWD), np.arange(n) * (n + 1))
+        arcs = feed(cost, near_u, near_v, arcs)
     try:
         if dtype == torch.float32 and len(arcs) >= _CROWD * n:
             raise Crowded
