@@ -287,6 +287,7 @@ def _transport(network: Network, x: Tensor, y: Tensor, settings: Settings, class
                 whole[k].append(track.reshape(*track.shape[:2], -1))
     for stage_ends, stage_tracks in zip(ends, whole, strict=True):
         first, last = (torch.cat(part) for part in zip(*stage_ends, strict=True))
+        stage_ends.clear()  # of a whole training set they are gigabytes
         yield {
             "ots": [asdict(transport.optimal_transport_score(first[:m], last[:m])) for m in sizes],
             "theorem1": probes.theorem1_violations(torch.cat(stage_tracks, 1)[:, :pairs], y[:pairs], classes),
