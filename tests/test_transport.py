@@ -388,6 +388,23 @@ def test_settle_says_when_it_gives_up(monkeypatch):
         )
 
 
+def test_an_optimal_identity_is_proved_without_annealing(generator):
+    """The gradient of a convex function is optimal; one exchange of two images is not, and is left to annealing."""
+    x = torch.randn(400, 6, generator=generator)
+    y = 2 * x + x.pow(3)
+    cost = _split_cost.split_cost(x, y, torch.float32)
+    u, v, limit = _split_cost.identity_start(cost)
+    slack = cost.slack(u, v, slice(None))
+    noise = 64 * cost.unit_roundoff * (cost.x_squares + cost.y_squares).max().item()
+    assert limit > 0
+    assert slack.min() >= -noise
+    assert slack.diagonal().abs().max() <= noise
+    assert transport.assign(x, y).permutation.tolist() == list(range(400))
+    y[[0, 1]] = y[[1, 0]]
+    assert _split_cost.identity_start(_split_cost.split_cost(x, y, torch.float32)) is None
+    assert transport.assign(x, y).permutation.tolist() == [1, 0, *range(2, 400)]
+
+
 def test_starved_rows_and_columns_are_fed_their_cheapest_arcs():
     n, least = 300, _assignment._LEAST_ARCS
     x, y = (torch.randn(n, 5, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))

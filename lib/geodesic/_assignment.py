@@ -35,7 +35,16 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from geodesic._split_cost import TILE, SplitCost, anneal, column_transform, exact_costs, row_transform, split_cost
+from geodesic._split_cost import (
+    TILE,
+    SplitCost,
+    anneal,
+    column_transform,
+    exact_costs,
+    identity_start,
+    row_transform,
+    split_cost,
+)
 
 _CROWD = 64  # arcs a row; more near-tight arcs than this mean ties, or a precision too low to tell
 _LEAST_ARCS = 4  # of each row and column
@@ -60,10 +69,12 @@ class Crowded(Exception):
 
 def _thin(near: Bool[Tensor, "rows n"], excess: Float[Tensor, "rows n"], cap: int, dice: torch.Generator) -> None:
     """In rows with more arcs keep about `cap`, the best and a random choice: among ties a random sample connects."""
-    crowd = near.sum(1, keepdim=True)
-    if (crowd > cap).any():
-        near &= torch.rand(near.shape, generator=dice, device=near.device) * crowd < cap
-        near.scatter_(1, excess.argmin(1, keepdim=True), True)
+    count = near.sum(1)
+    crowded = (count > cap).nonzero()[:, 0]
+    if len(crowded):
+        kept = torch.rand(len(crowded), near.shape[1], generator=dice, device=near.device) * count[crowded, None] < cap
+        kept.scatter_(1, excess[crowded].argmin(1, keepdim=True), True)
+        near[crowded] &= kept
 
 
 def _near_tiles(
@@ -339,9 +350,12 @@ def solve(
         near_v = torch.zeros(n, dtype=dtype, device=x.device)
         near_u, limit, arcs = row_transform(cost, near_v), 1.0, np.arange(n * n)
     else:
-        near_u, near_v, limit = anneal(cost, _start(cost, u, v), torch.empty_like(cost.cross) if store_kernel else None)
+        near_v = _start(cost, u, v)
+        straight = identity_start(cost) if near_v is None else None
+        near_u, near_v, limit = straight or anneal(cost, near_v, torch.empty_like(cost.cross) if store_kernel else None)
         arcs = np.union1d(near_arcs(cost, near_u, near_v, limit, cap=_CROWD), np.arange(n) * (n + 1))
-        arcs = feed(cost, near_u, near_v, arcs)
+        if not straight:
+            arcs = feed(cost, near_u, near_v, arcs)
     try:
         if dtype == torch.float32 and len(arcs) >= _CROWD * n:
             raise Crowded
