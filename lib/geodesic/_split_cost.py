@@ -37,6 +37,7 @@ TILE = {"cpu": 2**22, "cuda": 2**26}  # elements of a row tile: a processor keep
 _TARGET_ARCS = 24  # a row; annealing stops once so few lie within 4 ε
 _SWEEPS = 8  # a temperature
 _IDENTITY_SWEEPS = 12
+_STRIDE = 8  # of the rows that take part at high temperatures; at least a thousand do
 _RELAXATION = 1.5  # 1 is plain Sinkhorn and takes two to three times as long; 1.8 was seen to diverge
 _BALANCED = 0.5  # mean |column mass − 1| below which given potentials suit a temperature
 
@@ -66,9 +67,10 @@ class SplitCost:
         """Half the distance from 1 to the next number of the working precision."""
         return torch.finfo(self.cross.dtype).eps / 2
 
-    def tiles(self) -> Iterator[slice]:
-        """The rows in tiles of bounded size."""
-        return tiles(self.n, max(1, TILE[self.cross.device.type] // self.n))
+    def tiles(self, stride: int = 1) -> Iterator[slice]:
+        """The rows, or every so many-th, in tiles of bounded size."""
+        whole = tiles(self.n, max(1, TILE[self.cross.device.type] // self.n) * stride)
+        return (slice(rows.start, rows.stop, stride) for rows in whole)
 
     def slack(self, u: Float[Tensor, " n"], v: Float[Tensor, " n"], rows: slice) -> Float[Tensor, "rows n"]:
         """m_ij − u_i − v_j on some rows."""
@@ -236,6 +238,7 @@ def sinkhorn_stage(
     epsilon: float,
     relaxation: float = _RELAXATION,
     kernel: Float[Tensor, "n n"] | None = None,
+    stride: int = 1,
 ) -> tuple[Float[Tensor, " n"], float]:
     """Better potentials v by over-relaxed Sinkhorn scalings of K_ij = exp(−slack_ij / ε).
 
@@ -249,6 +252,7 @@ def sinkhorn_stage(
         epsilon: temperature.
         relaxation: ω, in [1, 2).
         kernel: storage that keeps K between the sweeps; None recomputes K tile by tile, in half the memory.
+        stride: only every so many-th row takes part, and stands for those between; enough at high temperatures.
 
     Returns:
         The new v, and the mean |column mass − 1| before the first scaling of the columns.
@@ -257,7 +261,7 @@ def sinkhorn_stage(
     for sweep in range(_SWEEPS + 1):
         omega = 1.0 if sweep < 2 else relaxation
         mass = torch.zeros_like(v)
-        for rows in cost.tiles():
+        for rows in cost.tiles(stride):
             if kernel is not None and sweep > 0:
                 tile = kernel[rows]
             else:
@@ -266,6 +270,7 @@ def sinkhorn_stage(
                 tile.add_(u[rows, None] / epsilon).exp_()
             a[rows] *= (a[rows] * (tile @ b)).clamp_min_(1e-12).pow_(-omega)
             mass += a[rows] @ tile
+        mass *= stride
         if sweep == 0:
             imbalance = (mass - 1).abs().mean().item()
         b *= (b * mass).clamp_min_(1e-12).pow_(-omega)
@@ -280,7 +285,7 @@ def anneal(
     Cold, ε starts at a fifteenth of the mean slack. Given potentials v of a neighbouring problem, it starts at the
     lowest temperature at which they balance the columns of the kernel: for good ones that is the last. It falls
     threefold at a time, and at once to the mean slack of the near arcs where that is far less: within tight clusters,
-    or, to the end, among ties.
+    or, to the end, among ties. The temperatures that may be the last are run with all rows, those before with some.
 
     Returns: u, v (feasible to rounding) and the limit 4 ε.
     """
@@ -292,11 +297,12 @@ def anneal(
     sample = cost.slack(u, v, slice(None, None, step))
     highest = sample.mean().item() / 15
     lowest = _coldest(cost)
-    epsilon, relaxation = highest, _RELAXATION
+    epsilon, relaxation, stride = highest, _RELAXATION, max(1, min(_STRIDE, cost.n // 1000))
     if warm:
+        stride = 1
         epsilon = sample.kthvalue(min(_TARGET_ARCS // 2, cost.n), dim=1).values.median().item() / 4
     while epsilon > lowest:
-        candidate, imbalance = sinkhorn_stage(cost, u, v, epsilon, relaxation, kernel)
+        candidate, imbalance = sinkhorn_stage(cost, u, v, epsilon, relaxation, kernel, stride)
         if warm and imbalance > _BALANCED and epsilon < highest:
             epsilon *= 3
             continue
@@ -310,7 +316,10 @@ def anneal(
         u = row_transform(cost, v)
         sample = cost.slack(u, v, slice(None, None, step))
         near = sample[sample <= 4 * epsilon]
-        if len(near) <= _TARGET_ARCS * len(sample):
+        if len(near) > _TARGET_ARCS * len(sample):
+            epsilon = min(epsilon / 3, near.mean().item())
+        elif stride == 1:
             break
-        epsilon = min(epsilon / 3, near.mean().item())
+        if len(near) <= 12 * _TARGET_ARCS * len(sample):  # three times as cold, there are some ten times fewer
+            stride = 1
     return u, v, 4 * max(epsilon, lowest)
