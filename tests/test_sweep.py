@@ -191,7 +191,7 @@ def test_an_experiment_has_the_name_that_the_command_run_gives_it(digits):
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_committed_grids_can_be_read(path):
-    assert len(sweep.read(path).runs) >= 10
+    assert len(sweep.read(path).runs) >= 4
 
 
 def test_every_committed_mnist_record_is_a_run_of_its_grid():
