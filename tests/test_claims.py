@@ -261,6 +261,17 @@ def test_side_arms_that_cannot_be_judged_are_left_out():
         assert [v.arm.norm for v in judged if v.arm.rows] == norms
 
 
+def test_the_overview_has_a_line_for_each_claim_and_a_column_for_each_arm_with_records():
+    found = rows_of("cifar10", 1)
+    judged = [one for name in ("C2", "C4") for one in verdicts.judge(found, by_name(name))]
+    head, _, mnist_only, cifar = verdicts.overview(judged).strip().splitlines()
+    assert head == "| claim | CIFAR-10, K = 1, full tier |"
+    assert mnist_only.startswith("| [C2](#verdict-c2): ")
+    assert mnist_only.endswith(" |  |")
+    wanted = next(one.verdict for one in judged if one.arm.rows)
+    assert cifar.endswith(f" | {wanted} |")
+
+
 def test_the_table_has_a_line_for_each_arm_and_one_for_all_that_is_missing():
     judged = verdicts.judge(rows_of("cifar10", 1, copy=True), by_name("C1"))
     lines = verdicts.table(judged).strip().splitlines()[2:]

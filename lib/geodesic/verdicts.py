@@ -202,6 +202,18 @@ def not_run(verdicts: Iterable[Verdict]) -> str:
     return "; ".join(f"{where} ({', '.join(names)})" for where, names in missing.items()) or "nothing"
 
 
+def overview(verdicts: Sequence[Verdict], link: str = "#verdict-{}") -> str:
+    """Markdown: a line for each claim, a column for each arm that has records; empty where the claim says nothing."""
+    arms = list(dict.fromkeys(describe(one.arm) for one in verdicts if one.arm.rows))
+    lines: dict[str, dict[str, str]] = {}
+    for one in verdicts:
+        name = f"[{one.claim.name}]({link.format(one.claim.name.lower())}): {one.claim.says}"
+        line = lines.setdefault(name, {})
+        if one.arm.rows:
+            line[describe(one.arm)] = one.verdict
+    return _markdown(("claim", *arms), [(name, *(line.get(arm, "") for arm in arms)) for name, line in lines.items()])
+
+
 def table(verdicts: Iterable[Verdict], link: str = "#verdict-{}") -> str:
     """Markdown: claim with a link to its tests, where the paper shows it, its number, ours, verdict.
 
