@@ -100,7 +100,7 @@ def _add_aeot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", choices=aeot.METHODS, help="train these; None takes all")
     parser.add_argument("--seeds", nargs="+", type=_at_least(0), metavar="N", help="None takes the book's: 0 1 2")
     least = {"n": 2, "samples": 16, "steps": 1}
-    for name, text in (("n", "training points"), ("samples", "drawn and judged"), ("steps", "of the decoder")):
+    for name, text in (("n", "training points"), ("samples", "drawn and judged"), ("steps", "of every decoder")):
         parser.add_argument(f"--{name}", type=_at_least(least[name]), metavar="N", help=f"{text}; None: the book's")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the record and of the image grid")
     parser.add_argument("--root", help="folder of the data; None takes $GEODESIC_DATA, else ./data")
@@ -219,8 +219,10 @@ def _aeot(options: argparse.Namespace) -> int:
 
     settings = aeot_runs.SETTINGS[options.data]
     chosen = {key: getattr(options, key) for key in ("methods", "seeds", "n", "samples") if getattr(options, key)}
-    steps = {"steps": options.steps} if options.steps else {}
-    settings = settings | chosen | {"recipe": settings["recipe"] | steps}
+    settings = settings | chosen
+    if options.steps:
+        settings = settings | {"recipe": settings["recipe"] | {"steps": options.steps}}
+        settings.pop("rival_steps", None)
     if options.download and "dataset" in settings:
         data.load(settings["dataset"], options.root, download=True)
 
