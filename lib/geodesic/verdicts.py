@@ -217,7 +217,7 @@ def overview(verdicts: Sequence[Verdict], link: str = "#verdict-{}") -> str:
 def table(verdicts: Iterable[Verdict], link: str = "#verdict-{}") -> str:
     """Markdown: claim with a link to its tests, where the paper shows it, its number, ours, verdict.
 
-    A claim has a line for each arm, and one for all the data sets and K without records.
+    A claim has a line for each arm, and one for all the data sets and K without records; its first line has its words.
     """
     head = ("claim", "in the paper", "the paper's number", "ours, mean ± sd over seeds", "verdict")
     lines: dict[tuple[str, str | None], list[str]] = {}
@@ -228,9 +228,10 @@ def table(verdicts: Iterable[Verdict], link: str = "#verdict-{}") -> str:
             continue
         numbers = (f"{part.what}: {_number(part)}" for part in parts if not part.control and part.n >= MIN_SEEDS)
         where = describe(arm) if arm.rows else _where(arm)
+        first = not any(name == claim.name for name, _ in lines)
         lines[claim.name, where if arm.rows else None] = [
-            f"[{claim.name}]({link.format(claim.name.lower())}): {claim.says}",
-            claim.where,
+            f"[{claim.name}]({link.format(claim.name.lower())})" + (f": {claim.says}" if first else ""),
+            claim.where if first else "",
             claim.paper(arm.dataset, arm.stages),
             ". ".join((where, *filter(None, ["; ".join(numbers)]))),
             f"**{verdict.verdict}**",
