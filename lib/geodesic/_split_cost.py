@@ -203,6 +203,11 @@ def _coldest(cost: SplitCost) -> float:
     return 16 * cost.unit_roundoff * (cost.x_squares + cost.y_squares).mean().item()
 
 
+def _sampled(cost: SplitCost) -> slice:
+    """Some 500 rows, of which counts and means are taken."""
+    return slice(None, None, max(1, cost.n // 500))
+
+
 def identity_start(
     cost: SplitCost,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], float] | None:
@@ -216,7 +221,7 @@ def identity_start(
     """
     own = cost.cross.diagonal().clone()
     rounding = 16 * cost.unit_roundoff * (cost.x_squares + cost.y_squares).to(own.dtype)
-    sampled = slice(None, None, max(1, cost.n // 500))
+    sampled = _sampled(cost)
     exchanged = cost.cross[sampled] + cost.cross[:, sampled].T
     if (exchanged < (own - rounding)[sampled, None] + (own - rounding)).any():
         return None
@@ -289,12 +294,12 @@ def anneal(
 
     Returns: u, v (feasible to rounding) and the limit 4 ε.
     """
-    step = max(1, cost.n // 500)
+    sampled = _sampled(cost)
     warm = v is not None
     if v is None:
         v = column_transform(cost, row_transform(cost, -cost.y_squares.to(cost.cross.dtype)))
     u = row_transform(cost, v)
-    sample = cost.slack(u, v, slice(None, None, step))
+    sample = cost.slack(u, v, sampled)
     highest = sample.mean().item() / 15
     lowest = _coldest(cost)
     epsilon, relaxation, stride = highest, _RELAXATION, max(1, min(_STRIDE, cost.n // 1000))
@@ -314,7 +319,7 @@ def anneal(
             continue
         v = candidate
         u = row_transform(cost, v)
-        sample = cost.slack(u, v, slice(None, None, step))
+        sample = cost.slack(u, v, sampled)
         near = sample[sample <= 4 * epsilon]
         if len(near) > _TARGET_ARCS * len(sample):
             epsilon = min(epsilon / 3, near.mean().item())

@@ -207,8 +207,7 @@ def overview(verdicts: Sequence[Verdict], link: str = "#verdict-{}") -> str:
     arms = list(dict.fromkeys(describe(one.arm) for one in verdicts if one.arm.rows))
     lines: dict[str, dict[str, str]] = {}
     for one in verdicts:
-        name = f"[{one.claim.name}]({link.format(one.claim.name.lower())}): {one.claim.says}"
-        line = lines.setdefault(name, {})
+        line = lines.setdefault(f"{_linked(one.claim, link)}: {one.claim.says}", {})
         if one.arm.rows:
             line[describe(one.arm)] = one.verdict
     return _markdown(("claim", *arms), [(name, *(line.get(arm, "") for arm in arms)) for name, line in lines.items()])
@@ -230,13 +229,17 @@ def table(verdicts: Iterable[Verdict], link: str = "#verdict-{}") -> str:
         where = describe(arm) if arm.rows else _where(arm)
         first = not any(name == claim.name for name, _ in lines)
         lines[claim.name, where if arm.rows else None] = [
-            f"[{claim.name}]({link.format(claim.name.lower())})" + (f": {claim.says}" if first else ""),
+            _linked(claim, link) + (f": {claim.says}" if first else ""),
             claim.where if first else "",
             claim.paper(arm.dataset, arm.stages),
             ". ".join((where, *filter(None, ["; ".join(numbers)]))),
             f"**{verdict.verdict}**",
         ]
     return _markdown(head, list(lines.values()))
+
+
+def _linked(claim: Claim, link: str) -> str:
+    return f"[{claim.name}]({link.format(claim.name.lower())})"
 
 
 def _where(arm: Arm) -> str:
