@@ -119,6 +119,16 @@ def tiny():
     }
 
 
+def test_rivals_take_steps_of_their_own(tiny, two_blobs):
+    def steps(method):
+        return aeot_runs._fitted(two_blobs, tiny, {"method": method}, torch.Generator().manual_seed(0)).recipe.steps
+
+    tiny["rival_steps"] = 7
+    assert (steps("ae-ot"), steps("vae")) == (3, 7)
+    del tiny["rival_steps"]
+    assert steps("vae") == 3
+
+
 def test_run_writes_a_part_for_each_method_and_seed(tiny, tmp_path):
     record = records.read(aeot_runs.run(tiny, tmp_path))
     assert [(p["seed"], p["method"]) for p in record["final"]["parts"]] == [

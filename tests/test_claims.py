@@ -280,6 +280,8 @@ def test_the_table_has_a_line_for_each_arm_and_one_for_all_that_is_missing():
     assert "CIFAR-10 (JPEG copy), K = 1, full tier" in lines[0]
     assert "resnet: ln(LSS before / after training), λ > 0: 0.5 ± 0.001 (n = 3)" in lines[0]
     assert "**not run**" in lines[1]
+    assert by_name("C1").says in lines[0]
+    assert by_name("C1").says not in lines[1]
     assert "MNIST with K = 1; CIFAR-100 with K = 1; CIFAR-10 with K = 4; CIFAR-100 with K = 4" in lines[1]
     assert verdicts.not_run(judged).startswith("MNIST with K = 1 (C1); ")
 

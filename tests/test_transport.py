@@ -405,6 +405,17 @@ def test_an_optimal_identity_is_proved_without_annealing(generator):
     assert transport.assign(x, y).permutation.tolist() == [1, 0, *range(2, 400)]
 
 
+def test_a_stride_stands_for_the_rows_between(generator):
+    """Every point twice in a row: each second row then carries the mass of two, and the potentials are the same."""
+    x = torch.randn(150, 5, generator=generator).repeat_interleave(2, 0)
+    cost = _split_cost.split_cost(x, torch.randn(300, 5, generator=generator), torch.float32)
+    v = torch.zeros(300)
+    u = _split_cost.row_transform(cost, v)
+    (all_rows, _), (half, _) = (_split_cost.sinkhorn_stage(cost, u, v, 0.1, stride=stride) for stride in (1, 2))
+    torch.testing.assert_close(half, all_rows, rtol=1e-4, atol=1e-5)
+    assert (all_rows - v).abs().max() > 0.01
+
+
 def test_starved_rows_and_columns_are_fed_their_cheapest_arcs():
     n, least = 300, _assignment._LEAST_ARCS
     x, y = (torch.randn(n, 5, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
