@@ -24,6 +24,7 @@ Sources: Jonker & Volgenant, Computing 38 (1987), and Volgenant, Computers & Ope
 Ahuja, Magnanti & Orlin, Network Flows, chs. 5 and 9 (residual graphs, reduced costs).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -137,16 +138,20 @@ def feed(
     """
     n, least, fed = cost.n, min(_LEAST_ARCS, cost.n), [arcs]
 
-    def starved(nodes: Int64[np.ndarray, " k"]) -> tuple[Int64[Tensor, " tile"], ...]:
-        few = np.flatnonzero(np.bincount(nodes, minlength=n) < least)
-        return torch.from_numpy(few).to(u.device).split(max(1, TILE[u.device.type] // n))
+    def starved(nodes: Int64[np.ndarray, " k"]) -> Int64[Tensor, " few"]:
+        return torch.from_numpy(np.flatnonzero(np.bincount(nodes, minlength=n) < least)).to(u.device)
 
-    for rows in starved(arcs // n):
+    for rows in starved(arcs // n).split(max(1, TILE[u.device.type] // n)):
         cheapest = torch.sub(cost.cross[rows], v).topk(least, 1, largest=False).indices
         fed.append((rows[:, None] * n + cheapest).flatten().cpu().numpy())
-    for columns in starved(arcs % n):
-        cheapest = torch.sub(cost.cross[:, columns], u[:, None]).topk(least, 0, largest=False).indices
-        fed.append((cheapest * n + columns).flatten().cpu().numpy())
+    columns = starved(arcs % n)
+    best, owner = u.new_full((least, len(columns)), math.inf), columns.new_zeros(least, len(columns))
+    for rows in cost.tiles():  # columns picked from whole tiles: one by one, each of their entries misses the cache
+        reduced = cost.cross[rows][:, columns].sub_(u[rows, None])
+        row = torch.arange(rows.start, rows.stop, device=u.device)[:, None].expand_as(reduced)
+        best, place = torch.cat([best, reduced]).topk(least, 0, largest=False)
+        owner = torch.cat([owner, row]).gather(0, place)
+    fed.append((owner * n + columns).flatten().cpu().numpy())
     return np.unique(np.concatenate(fed))
 
 

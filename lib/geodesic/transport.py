@@ -117,7 +117,8 @@ def _clouds(x: Tensor, y: Tensor, device: torch.device) -> tuple[Float[Tensor, "
 
 def _check_memory(n: int, d: int, dtype: torch.dtype, device: torch.device, memory: int | float) -> bool:
     """Whether there is room for two n × n matrices; refuse if there is none for one, a prepared cloud and the tiles."""
-    item, tiles = dtype.itemsize, 8 * dtype.itemsize * _split_cost.TILE[device.type]
+    item = dtype.itemsize
+    tiles = item * (8 * _split_cost.TILE[device.type] + _split_cost.BLOCK)
     needed = item * n * (n + d) + tiles
     if n > _DENSE_BELOW and needed > memory:
         fits = int((math.sqrt(d * d + 4 * max(memory - tiles, 0) / item) - d) / 2)
