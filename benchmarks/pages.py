@@ -2,15 +2,17 @@
 
     python benchmarks/pages.py [--mbit 1.6] [--delay 150] [--repeats 3]
 
-The pages are those of the last `make book`, served uncompressed from this machine and opened in Chromium with an empty
-cache, one at a time, through a line that the browser itself slows down to so many Mbit/s and so many milliseconds a
-request. First paint is the browser's first contentful paint, the median of the repeats. A page's own weight is its
-text with its images; style sheets, scripts and fonts are shared by all pages, and the visit counts them too, as far as
-they are fetched before the formulas stand. Needs Chromium; written to results/benchmarks/pages.json.
+The pages are those of the last `make book`, served from this machine as hosts of static pages do, text compressed by
+gzip, and opened in Chromium with an empty cache, one at a time, through a line that the browser itself slows down to so
+many Mbit/s and so many milliseconds a request. First paint is the browser's first contentful paint, the median of the
+repeats. A page's own weight is its text with its images, uncompressed; style sheets, scripts and fonts are shared by
+all pages, and the visit counts them too, as far as they are fetched before the formulas stand. Needs Chromium; written
+to results/benchmarks/pages.json.
 """
 
 import argparse
 import functools
+import gzip
 import http.server
 import json
 import os
@@ -29,14 +31,35 @@ from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
+TEXT = {".html", ".css", ".js", ".svg"}
 SET = "[...document.querySelectorAll('.math')].every(e => e.querySelector('mjx-container'))"
 PAINT = "performance.getEntriesByName('first-contentful-paint').map(entry => entry.startTime)[0]"
 
 
+@functools.cache
+def compressed(path: Path) -> bytes:
+    """A file as it travels."""
+    return gzip.compress(path.read_bytes(), 6)
+
+
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Keeps connections open, as every server of pages does, and says nothing."""
+    """Keeps connections open and compresses text, as every server of pages does, and says nothing."""
 
     protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Send a file."""
+        path = Path(self.translate_path(self.path))
+        if path.suffix not in TEXT or not path.is_file():
+            super().do_GET()
+            return
+        body = compressed(path)
+        self.send_response(200)
+        self.send_header("Content-Type", self.guess_type(path))
+        self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         """No line for each request."""

@@ -166,6 +166,24 @@ def test_no_page_is_heavy():
     assert {name: size for name, size in weights.items() if size > 1e6} == {}
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_first_words_wait_for_style_sheets_alone(name):
+    """No script stops the browser before the text, but for the few options that a line of the page adds to."""
+    text = (HTML / "book" / f"{name}.html").read_text(encoding="utf-8")
+    assert "fontawesome.js" not in text
+    blocking = re.findall(r'<script(?![^>]*\bdefer\b)[^>]*\bsrc="([^"?]+)', text)
+    assert [Path(script).name for script in blocking] == ["documentation_options.js"]
+
+
+def test_icons_are_drawn(page):
+    drawn = page.evaluate(
+        """[...document.querySelectorAll('.fa-solid')].map(e => getComputedStyle(e, '::before').content)"""
+    )
+    assert drawn
+    assert "none" not in drawn
+    assert page.evaluate("document.fonts.check('900 16px \"Font Awesome 6 Free\"')")
+
+
 def test_internal_links_lead_somewhere():
     """Every relative link of every page names a file of the book, and an anchor that the file has."""
     texts = {path: path.read_text(encoding="utf-8") for path in HTML.rglob("*.html")}

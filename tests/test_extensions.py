@@ -1,6 +1,7 @@
 """The book's own Sphinx extensions, without Sphinx, and the printing script. `paper_numbers` is seen in every page."""
 
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +44,29 @@ def test_the_notebook_is_there_before_the_theme_draws_its_button():
     app = SimpleNamespace(connect=lambda event, _, priority=500: events.update({event: priority}))
     load("buttons").setup(app)
     assert events["html-page-context"] < 501
+
+
+@pytest.mark.parametrize(("page", "deferred"), [("book/setup", True), ("search", False)])
+def test_scripts_wait_for_the_page(page, deferred):
+    own = SimpleNamespace(filename="_static/interactive.js", attributes={})
+    options = SimpleNamespace(filename="_static/documentation_options.js", attributes={})
+    within = SimpleNamespace(filename=None, attributes={"body": "let a = 1"})
+    load("first_paint").defer(None, page, "page.html", {"script_files": [own, options, within]}, None)
+    assert [bool(script.attributes.get("defer")) for script in (own, options, within)] == [deferred, False, False]
+
+
+def test_only_the_search_page_loads_the_index_and_none_the_icon_script(tmp_path):
+    names = ("scripts/fontawesome.js?digest=1", "searchtools.js", "language_data.js?v=2", "a11y.js")
+    text = "<head>" + "".join(f'\n<script defer src="../_static/{name}"></script>' for name in names) + "\n</head>"
+    text = text.replace("</head>", '<script src="../searchindex.js"></script></head>')
+    for page in ("chapter.html", "search.html"):
+        (tmp_path / page).write_text(text)
+    first_paint = load("first_paint")
+    first_paint.drop_unused(SimpleNamespace(outdir=tmp_path), ValueError())
+    assert (tmp_path / "chapter.html").read_text() == text
+    first_paint.drop_unused(SimpleNamespace(outdir=tmp_path), None)
+    scripts = {p.stem: re.findall(r"(\w+)\.js", p.read_text()) for p in tmp_path.glob("*.html")}
+    assert scripts == {"chapter": ["a11y"], "search": ["searchtools", "language_data", "a11y", "searchindex"]}
 
 
 @pytest.mark.parametrize(("own", "expected"), [(None, {"a": 1, "b": 2}), ({"b": 3}, {"a": 1, "b": 3})])
