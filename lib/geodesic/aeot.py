@@ -194,7 +194,8 @@ def _follow(loss: Tensor, step: int, losses: list[float]) -> None:
 
 
 def _schedule(optimiser: torch.optim.Optimizer, recipe: Recipe) -> torch.optim.lr_scheduler.LRScheduler:
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps, eta_min=recipe.rate / 100)
+    """Half a cosine from the optimiser's step size to a hundredth of it."""
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps, optimiser.param_groups[0]["lr"] / 100)
 
 
 def _autoencode(x: Tensor, method: str, recipe: Recipe, generator: torch.Generator):
@@ -237,6 +238,7 @@ def _adversarial(x: Tensor, method: str, recipe: Recipe, generator: torch.Genera
     decode, critic = decoder(shape, recipe.code, recipe.width), encoder(shape, 1, recipe.width)
     play = torch.optim.Adam(decode.parameters(), recipe.rate / 5, betas=(0.5, 0.9))
     judge = torch.optim.Adam(critic.parameters(), recipe.rate / 5, betas=(0.5, 0.9))
+    schedules = [_schedule(optimiser, recipe) for optimiser in (play, judge)]
     batches, losses = _batches(x, recipe, generator), []
     rounds = recipe.critic_steps if method == "wgan-gp" else 1
     for step in range(recipe.steps):
@@ -248,6 +250,8 @@ def _adversarial(x: Tensor, method: str, recipe: Recipe, generator: torch.Genera
         verdict = critic(decode(_noise(recipe.batch, recipe, generator)))
         loss = -verdict.mean() if method == "wgan-gp" else F.softplus(-verdict).mean()
         _descend(loss, play)
+        for schedule in schedules:
+            schedule.step()
         _follow(loss.detach(), step, losses)
     return None, decode, losses
 
