@@ -291,3 +291,12 @@ def test_details_show_interval_and_outcome():
     text = verdicts.details(verdicts.judge(rows_of("cifar10", 1), by_name("C1"))[0])
     assert "| > 0.0488 | 0.5 ± 0.001 (n = 3) | 0.498 … 0.502 | 3 | shown |" in text
     assert "(control)" in text
+
+
+def test_details_name_the_tests_without_seeds_in_one_line():
+    shown = verdicts.judge(rows_of("cifar10", 1), by_name("C1"))[0]
+    few = [verdicts.Part(what, (1.0,), "above", 0.0) for what in ("a fall", "a rise")]
+    text = verdicts.details(shown._replace(parts=(*shown.parts, *few)))
+    assert text.endswith("|\n\nNot run (fewer than 3 seeds): a fall; a rise.\n")
+    assert "Not run" not in verdicts.details(shown)
+    assert "|" not in verdicts.details(shown._replace(parts=tuple(few)))

@@ -10,11 +10,13 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-_UNUSED = re.compile(r'\s*<script[^>]* src="[^"]*/(?:fontawesome|searchtools|language_data|searchindex)\.js[^>]*></script>')
+_ICONS = r"fontawesome"
+_SEARCH = r"searchtools|language_data|searchindex"
+_SCRIPT = r'\s*<script[^>]* src="[^"]*/(?:{})\.js[^>]*></script>'
 
 
 def defer(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Run scripts once the page is read, but for the one that a line of every page adds to, and those of the search page."""
+    """Run scripts once the page is read, but for those that a line of the page itself needs before."""
     del app, template, doctree
     for script in context["script_files"] if page != "search" else ():
         if getattr(script, "filename", None) and "documentation_options" not in str(script.filename):
@@ -25,13 +27,10 @@ def drop_unused(app: Sphinx, failure: Exception | None) -> None:
     """Take the icon script out of every page, and the search index out of all but the search page."""
     for path in Path(app.outdir).rglob("*.html") if not failure else ():
         text = path.read_text(encoding="utf-8")
-        lighter = _UNUSED.sub(lambda found: found[0] if _needed(path, found[0]) else "", text)
+        unused = _ICONS if path.name == "search.html" else f"{_ICONS}|{_SEARCH}"
+        lighter = re.sub(_SCRIPT.format(unused), "", text)
         if lighter != text:
             path.write_text(lighter, encoding="utf-8")
-
-
-def _needed(path: Path, script: str) -> bool:
-    return path.name == "search.html" and "fontawesome" not in script
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

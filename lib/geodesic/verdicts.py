@@ -247,19 +247,25 @@ def _where(arm: Arm) -> str:
 
 
 def details(verdict: Verdict) -> str:
-    """Markdown: the parts of a verdict, their numbers and outcomes."""
-    head = ("test", "wanted", "mean ± sd over seeds", f"{CONFIDENCE:.0%} interval", "seeds", "outcome")
-    lines = []
-    for part in verdict.parts:
-        side = {"above": ">", "below": "<"}[part.side]
-        enough = part.n >= MIN_SEEDS
-        interval = f"{part.interval[0]:.3g} … {part.interval[1]:.3g}" if enough else "–"
-        what = f"{part.what} (control)" if part.control else part.what
-        number = _number(part) if enough else "–"
-        lines.append((what, f"{side} {part.threshold:.3g}", number, interval, str(part.n), part.outcome))
+    """Markdown: the parts of a verdict, their numbers and outcomes, and in a line those that have too few seeds."""
     if not verdict.arm.rows:
         return f"{_where(verdict.arm)}: **not run**\n"
-    return f"{describe(verdict.arm)}: **{verdict.verdict}**\n\n{_markdown(head, lines)}"
+    head = ("test", "wanted", "mean ± sd over seeds", f"{CONFIDENCE:.0%} interval", "seeds", "outcome")
+    lines, few = [], []
+    for part in verdict.parts:
+        what = f"{part.what} (control)" if part.control else part.what
+        if part.n < MIN_SEEDS:
+            few.append(what)
+            continue
+        side = {"above": ">", "below": "<"}[part.side]
+        interval = "{:.3g} … {:.3g}".format(*part.interval)
+        lines.append((what, f"{side} {part.threshold:.3g}", _number(part), interval, str(part.n), part.outcome))
+    said = [f"{describe(verdict.arm)}: **{verdict.verdict}**\n"]
+    if lines:
+        said.append(_markdown(head, lines))
+    if few:
+        said.append(f"Not run (fewer than {MIN_SEEDS} seeds): {'; '.join(few)}.\n")
+    return "\n".join(said)
 
 
 def _number(part: Part) -> str:
