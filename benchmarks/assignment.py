@@ -27,13 +27,14 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from geodesic import data, networks, records, training, transport
+from geodesic import _assignment, data, networks, records, training, transport
 from memory import peak_bytes, reset_peak
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -42,11 +43,11 @@ from torch import Tensor
 CLOUDS = ("plain-mnist", "resnet-mnist", "plain-cifar", "resnet-cifar")
 RECIPE = training.Recipe(weight_decay=5e-4, epochs=2, learning_rate=0.02, precision="bfloat16")
 TRAINED_ON = 8192  # points; a brief training is enough for clouds of the kind
-DENSE = 16000  # points up to which all distances are also made by themselves, to see what part of the time they take
 ENOUGH = 5.0  # seconds of one measurement, after which it is not repeated
 DEFAULT = ["ours", "scipy", "lapjv", "lapjvs", "emd"]  # emd_lazy takes minutes for 1000 points: ask for it by name
 RELATIVE_ERROR = {"lapjvs": 1e-4}  # of the cost; float32
 ERROR = 1e-9
+STEPS = ("split_cost", "identity_start", "anneal", "near_arcs", "feed", "settle", "certify")  # of `_assignment.solve`
 
 
 def hard_clouds(n: int, d: int) -> tuple[Tensor, Tensor]:
@@ -96,6 +97,35 @@ def dense_costs(x: Tensor, y: Tensor, dtype: torch.dtype) -> np.ndarray:
     x, y = x.to(dtype) - centre, y.to(dtype) - centre
     costs = torch.addmm(y.square().sum(1), x, y.T, alpha=-2)
     return costs.add_(x.square().sum(1)[:, None]).numpy()
+
+
+@contextmanager
+def clocked() -> Iterator[dict[str, float]]:
+    """Seconds that our solver spends in each of its steps while this is open; a step within a step counts as that."""
+    seconds: dict[str, float] = dict.fromkeys(STEPS, 0.0)
+    steps = {name: getattr(_assignment, name) for name in STEPS}
+    running: list[str] = []
+
+    def clock(name: str) -> Callable[..., Any]:
+        def step(*given: Any, **named: Any) -> Any:
+            if running:
+                return steps[name](*given, **named)
+            running.append(name)
+            start = time.perf_counter()
+            try:
+                return steps[name](*given, **named)
+            finally:
+                seconds[running.pop()] += time.perf_counter() - start
+
+        return step
+
+    for name in STEPS:
+        setattr(_assignment, name, clock(name))
+    try:
+        yield seconds
+    finally:
+        for name in STEPS:
+            setattr(_assignment, name, steps[name])
 
 
 def ours(x: Tensor, y: Tensor) -> Tensor:
@@ -152,10 +182,12 @@ def _child(connection: Any, name: str, path: str, n: int, repeats: int, threads:
         x, y = (clouds.get_slice(key)[:n].reshape(n, -1) for key in ("x_0", "x_L"))
     SOLVERS[name](x[:300, :300], y[:300, :300])  # imports and first calls
     before = reset_peak()
-    seconds, processor = [], []
+    seconds, processor, steps = [], [], []
     for _ in range(repeats):
         start, busy = time.perf_counter(), time.process_time()
-        sigma = SOLVERS[name](x, y)
+        with clocked() as step:
+            sigma = SOLVERS[name](x, y)
+        steps.append(step)
         seconds.append(time.perf_counter() - start)
         processor.append(time.process_time() - busy)
         if sum(seconds) > ENOUGH:
@@ -165,10 +197,8 @@ def _child(connection: Any, name: str, path: str, n: int, repeats: int, threads:
     if sorted(sigma.tolist()) != list(range(n)):
         raise RuntimeError(f"{name} did not return a permutation at n = {n}")
     times = {"seconds": seconds, "median": statistics.median(seconds), "busy": statistics.median(processor)}
-    if name == "ours" and n <= DENSE:
-        start = time.perf_counter()
-        dense_costs(x, y, torch.float32)
-        times["costs_seconds"] = time.perf_counter() - start
+    if name == "ours":
+        times["steps"] = {key: round(statistics.median(step[key] for step in steps), 3) for key in STEPS}
     connection.send({**times, "peak_bytes": peak, "cost": cost})
 
 
