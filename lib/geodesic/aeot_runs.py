@@ -51,7 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mnist": {
         "experiment": "mnist",
         "dataset": "mnist",
-        "recipe": {"code": 10, "width": 32, "steps": 1200, "batch": 64, "critic_steps": 5, "tol": 0.1},
+        "recipe": {"code": 10, "width": 32, "steps": 1200, "batch": 64, "tol": 0.1},
         "n": 5000,  # training images
         "samples": 2000,
         **_IMAGES,
@@ -59,7 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {
         "experiment": "digits",
         "dataset": "digits",  # comes with the package: tries the command out in a minute
-        "recipe": {"code": 4, "width": 32, "steps": 600, "batch": 64, "critic_steps": 5, "tol": 0.1},
+        "recipe": {"code": 4, "width": 32, "steps": 600, "batch": 64, "tol": 0.1},
         "n": 1000,
         "samples": 180,
         **_IMAGES,
