@@ -35,9 +35,10 @@ from torch import Tensor
 
 TILE = {"cpu": 2**20, "cuda": 2**26}  # elements of a row tile: a processor keeps 4 MiB of float32 in its cache
 BLOCK = 2**24  # elements of the rows multiplied at a time
-_TARGET_ARCS = 24  # a row; annealing stops once so few lie within 4 ε
+_TARGET_ARCS = 32  # a row; annealing stops once so few lie within 4 ε
 _SWEEPS = 8  # a temperature
 _IDENTITY_SWEEPS = 12
+_ALL_ROWS = 32  # times the target: with so few near arcs all rows take part, twice at least; once is not enough
 _STRIDE = 8  # of the rows that take part at high temperatures; at least a thousand do
 _RELAXATION = 1.5  # 1 is plain Sinkhorn and takes two to three times as long; 1.8 was seen to diverge
 _FAINTEST = -60.0  # exponent: e^−88 and less is subnormal in float32, and costs a processor five to ten times as long
@@ -291,8 +292,9 @@ def anneal(
 
     Cold, ε starts at a fifteenth of the mean slack. Given potentials v of a neighbouring problem, it starts at the
     lowest temperature at which they balance the columns of the kernel: for good ones that is the last. It falls
-    threefold at a time, and at once to the mean slack of the near arcs where that is far less: within tight clusters,
-    or, to the end, among ties. The temperatures that may be the last are run with all rows, those before with some.
+    threefold at a time, less near the end, for the number of near arcs falls like ε² and too few are as bad as too
+    many; and at once to the mean slack of the near arcs where that is far less: within tight clusters, or, to the end,
+    among ties. The last temperatures are run with all rows, those before with some.
 
     Returns: u, v (feasible to rounding) and the limit 4 ε.
     """
@@ -323,10 +325,11 @@ def anneal(
         u = row_transform(cost, v)
         sample = cost.slack(u, v, sampled)
         near = sample[sample <= 4 * epsilon]
-        if len(near) > _TARGET_ARCS * len(sample):
-            epsilon = min(epsilon / 3, near.mean().item())
+        crowd = len(near) / (_TARGET_ARCS * len(sample))
+        if crowd > 1:
+            epsilon = min(epsilon / min(3.0, 1.2 * math.sqrt(crowd)), near.mean().item())
         elif stride == 1:
             break
-        if len(near) <= 12 * _TARGET_ARCS * len(sample):  # three times as cold, there are some ten times fewer
+        if crowd <= _ALL_ROWS:
             stride = 1
     return u, v, 4 * max(epsilon, lowest)
