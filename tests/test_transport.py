@@ -164,9 +164,9 @@ def test_good_potentials_save_the_annealing(given, generator, monkeypatch):
 
 def test_bad_potentials_cost_time_only(generator, monkeypatch):
     """Optimal potentials under noise balance no column at a low temperature, so ε rises first; the answer stays."""
-    x, y = torch.randn(300, 8, generator=generator), torch.randn(300, 8, generator=generator)
+    x, y = torch.randn(1500, 8, generator=generator), torch.randn(1500, 8, generator=generator)
     want = transport.assign(x, y)
-    noisy = want.v + 4 * torch.randn(300, generator=generator)
+    noisy = want.v + torch.randn(1500, generator=generator)
     temperatures = []
     real = _split_cost.sinkhorn_stage
     monkeypatch.setattr(_split_cost, "sinkhorn_stage", lambda *a: temperatures.append(a[3]) or real(*a))
