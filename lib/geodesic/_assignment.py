@@ -115,17 +115,17 @@ def near_arcs(
 
     Raises: Crowded if there are more.
     """
-    dice = torch.Generator(u.device).manual_seed(cost.n)
-    found, count = [], 0
+    dice, count = torch.Generator(u.device).manual_seed(cost.n), 0
+    found = torch.empty(min(max(most, cost.n), cost.n**2), dtype=torch.int64, device=u.device)
     for first, excess, near in _near_tiles(cost, u, v, limit, rigorous):
         if cap is not None:
             _thin(near, excess, cap, dice)
         row, column = near.nonzero(as_tuple=True)
-        found.append((row + first) * cost.n + column)
-        count += len(row)
-        if count > max(most, cost.n):
+        if count + len(row) > len(found):
             raise Crowded
-    return torch.cat(found).cpu().numpy()
+        found[count : count + len(row)] = (row + first) * cost.n + column
+        count += len(row)
+    return found[:count].cpu().numpy().copy()
 
 
 def feed(

@@ -71,7 +71,11 @@ class SplitCost:
         return torch.finfo(self.cross.dtype).eps / 2
 
     def tiles(self, stride: int = 1) -> Iterator[slice]:
-        """The rows, or every so many-th, in tiles of bounded size."""
+        """The rows, or every so many-th, in tiles of bounded size.
+
+        What a loop over them keeps goes into storage made before it: a small array kept from each tile would lie in the
+        room that the tile leaves, and the heap grow to the size of the matrix.
+        """
         whole = tiles(self.n, max(1, TILE[self.cross.device.type] // self.n) * stride)
         return (slice(rows.start, rows.stop, stride) for rows in whole)
 
@@ -190,7 +194,10 @@ def exact_costs(
 
 def row_transform(cost: SplitCost, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """u_i = min_j (m_ij − v_j): the largest u for which (u, v) is feasible."""
-    return torch.cat([torch.sub(cost.cross[rows], v).amin(1) for rows in cost.tiles()])
+    u = torch.empty_like(v)
+    for rows in cost.tiles():
+        torch.amin(torch.sub(cost.cross[rows], v), 1, out=u[rows])
+    return u
 
 
 def column_transform(cost: SplitCost, u: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
