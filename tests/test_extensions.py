@@ -46,13 +46,14 @@ def test_the_notebook_is_there_before_the_theme_draws_its_button():
     assert events["html-page-context"] < 501
 
 
-@pytest.mark.parametrize(("page", "deferred"), [("book/setup", True), ("search", False)])
-def test_scripts_wait_for_the_page(page, deferred):
+def test_scripts_wait_for_the_page_but_for_the_search_page():
     own = SimpleNamespace(filename="_static/interactive.js", attributes={})
     options = SimpleNamespace(filename="_static/documentation_options.js", attributes={})
     within = SimpleNamespace(filename=None, attributes={"body": "let a = 1"})
-    load("first_paint").defer(None, page, "page.html", {"script_files": [own, options, within]}, None)
-    assert [bool(script.attributes.get("defer")) for script in (own, options, within)] == [deferred, False, False]
+    scripts = {"script_files": [own, options, within]}
+    for page, deferred in (("book/setup", True), ("search", False), ("book/cifar", True)):
+        load("first_paint").defer(None, page, "page.html", scripts, None)
+        assert [bool(script.attributes.get("defer")) for script in scripts["script_files"]] == [deferred, False, False]
 
 
 def test_only_the_search_page_loads_the_index_and_none_the_icon_script(tmp_path):

@@ -16,11 +16,17 @@ _SCRIPT = r'\s*<script[^>]* src="[^"]*/(?:{})\.js[^>]*></script>'
 
 
 def defer(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Run scripts once the page is read, but for those that a line of the page itself needs before."""
+    """Run scripts once the page is read, but for those that a line of the page itself needs before.
+
+    All pages share the scripts' objects, so that the search page, which needs them at once, takes the mark off again.
+    """
     del app, template, doctree
-    for script in context["script_files"] if page != "search" else ():
+    for script in context["script_files"]:
         if getattr(script, "filename", None) and "documentation_options" not in str(script.filename):
-            script.attributes["defer"] = "defer"
+            if page == "search":
+                script.attributes.pop("defer", None)
+            else:
+                script.attributes["defer"] = "defer"
 
 
 def drop_unused(app: Sphinx, failure: Exception | None) -> None:
