@@ -274,6 +274,28 @@ def test_sinkhorn_stage_balances_the_columns():
     assert after < 0.05 * before
 
 
+def test_a_stage_ends_when_the_columns_are_even(monkeypatch):
+    """A hot problem takes few sweeps, and is then as even as asked; a cold one takes more, but no more than it may."""
+    _, _, cost = split()
+    sweeps, real = [], _split_cost.SplitCost.tiles
+    monkeypatch.setattr(_split_cost.SplitCost, "tiles", lambda *a: sweeps.append(1) or real(*a))
+
+    def swept(epsilon):
+        v = torch.zeros(120)
+        u = cost.cross.min(1).values
+        sweeps.clear()
+        new_v, _ = _split_cost.sinkhorn_stage(cost, u, v, epsilon)
+        left = ((new_v - cost.cross) / epsilon).double().softmax(1).sum(0).sub(1).abs().mean().item()
+        return len(sweeps), left
+
+    hot, left = swept(0.05)
+    cold, _ = swept(0.0002)
+    assert 2 <= hot < cold
+    assert left < _split_cost._EVEN
+    monkeypatch.setattr(_split_cost, "_SWEEPS", 3)
+    assert swept(0.0002)[0] == 4
+
+
 def test_stored_and_recomputed_kernel_agree():
     """The same numbers from memory or computed again, tile by tile; float32, 1e-5."""
     _, _, cost = split()
