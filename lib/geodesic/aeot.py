@@ -236,8 +236,8 @@ def _adversarial(x: Tensor, method: str, recipe: Recipe, generator: torch.Genera
     """Alternate critic and generator: log-sigmoid losses ("gan") or Wasserstein-1 with gradient penalty."""
     shape = tuple(x.shape[1:])
     decode, critic = decoder(shape, recipe.code, recipe.width), encoder(shape, 1, recipe.width)
-    play = torch.optim.Adam(decode.parameters(), recipe.rate / 5, betas=(0.5, 0.9))
-    judge = torch.optim.Adam(critic.parameters(), recipe.rate / 5, betas=(0.5, 0.9))
+    play = torch.optim.Adam(decode.parameters(), recipe.rate, betas=(0.5, 0.9))
+    judge = torch.optim.Adam(critic.parameters(), recipe.rate, betas=(0.5, 0.9))
     schedules = [_schedule(optimiser, recipe) for optimiser in (play, judge)]
     batches, losses = _batches(x, recipe, generator), []
     rounds = recipe.critic_steps if method == "wgan-gp" else 1
