@@ -1,6 +1,6 @@
 """How long the book takes to build: cold, and again after each kind of change; and every chapter's own seconds.
 
-    python benchmarks/build.py            # some seven minutes on two cores
+    python benchmarks/build.py            # some eight minutes on two cores
 
 The last commit is cloned to a temporary folder and built there with this environment, as `make book` builds: first with
 nothing but the sources, then untouched, then after a word more in the text of a chapter, then after a line more in its
