@@ -179,7 +179,7 @@ SOLVERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def _child(connection: Any, name: str, path: str, n: int, repeats: int, threads: int) -> None:
     torch.set_num_threads(threads)
     with safe_open(path, "pt") as clouds:
-        x, y = (clouds.get_slice(key)[:n].reshape(n, -1) for key in ("x_0", "x_L"))
+        x, y = (clouds.get_slice(key)[:n].reshape(n, -1).clone() for key in ("x_0", "x_L"))  # read now
     SOLVERS[name](x[:300, :300], y[:300, :300])  # imports and first calls
     before = reset_peak()
     seconds, processor, steps = [], [], []
