@@ -3,7 +3,7 @@
     python benchmarks/build.py            # some eight minutes on two cores
 
 The last commit is cloned to a temporary folder and built there with this environment, as `make book` builds: first with
-nothing but the sources, then untouched, then after a word more in the text of a chapter, then after a line more in its
+nothing but the sources, then untouched, then after a sentence more in a chapter's text, then after a line more in its
 code, which executes that chapter again. Seconds are of the wall; each chapter's are those that its cells took in the
 cold build. Written to results/benchmarks/build.json.
 """
