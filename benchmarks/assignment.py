@@ -41,7 +41,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 CLOUDS = ("plain-mnist", "resnet-mnist", "plain-cifar", "resnet-cifar")
-RECIPE = training.Recipe(weight_decay=5e-4, epochs=2, learning_rate=0.02, precision="bfloat16")
+RECIPE = training.Recipe(weight_decay=5e-4, epochs=2, learning_rate=0.02)
 TRAINED_ON = 8192  # points; a brief training is enough for clouds of the kind
 ENOUGH = 5.0  # seconds of one measurement, after which it is not repeated
 DEFAULT = ["ours", "scipy", "lapjv", "lapjvs", "emd"]  # emd_lazy takes minutes for 1000 points: ask for it by name

@@ -1,11 +1,10 @@
 """Exact assignment from good potentials: few arcs, a sparse solver, pricing of all arcs, and a dual certificate.
 
-The sparse half of the solver behind `geodesic.transport`; `_split_cost` is the dense half. An *arc* is a pair (i, j),
-kept as the key i·n + j; its *slack* is s_ij = c_ij − u_i − v_j. Potentials are feasible if no slack is negative; an
-assignment on arcs of zero slack under feasible potentials is optimal, since Σ c_{i,σ(i)} = Σ u + Σ v ≤ any other cost.
+The top floor of the solver behind `geodesic.transport`: `_split_cost` makes the matrix, `_annealing` good potentials,
+`_arcs` chooses the few pairs that matter. The *slack* of an arc is s_ij = c_ij − u_i − v_j. Potentials are feasible if
+no slack is negative; an assignment on arcs of zero slack under feasible potentials is optimal, since
+Σ c_{i,σ(i)} = Σ u + Σ v ≤ any other cost.
 
-    near_arcs     the arcs of small slack, some 25 a row, out of n²
-    feed          at least four for each row and each column
     match         exact assignment restricted to given arcs
     potentials    its dual, by Bellman–Ford on the residual graph
     settle        price all n² arcs at working precision, add the violated ones, repeat until there is none
@@ -24,135 +23,28 @@ Sources: Jonker & Volgenant, Computing 38 (1987), and Volgenant, Computers & Ope
 Ahuja, Magnanti & Orlin, Network Flows, chs. 5 and 9 (residual graphs, reduced costs).
 """
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from geodesic._split_cost import (
-    TILE,
-    SplitCost,
-    anneal,
-    column_transform,
-    exact_costs,
-    identity_start,
-    row_transform,
-    split_cost,
-)
+from geodesic._annealing import anneal, identity_start
+from geodesic._arcs import MOST_ARCS, Crowded, feed, near_arcs, near_tiles
+from geodesic._split_cost import SplitCost, column_transform, exact_costs, row_transform, split_cost
 
 _CROWD = 64  # arcs a row; more near-tight arcs than this mean ties, or a precision too low to tell
-_LEAST_ARCS = 4  # of each row and column
-_ROUNDS = 40  # of pricing; data need one or two
+_ROUNDS = 40  # of pricing; data need two to five
+_WORST = 8  # violated arcs a row that a round adds; the thousands of an outlier's row slow the sparse solver down a lot
 _DENSE_FALLBACK = 5000  # largest n solved without lapx
 _LARGEST_WEIGHT = 1e3  # lapmod refuses costs of a million and more
 _TIES_GAP = 3e-10  # of the cost: accepted where there are too many ties to look at each
-_MOST_ARCS = 2**26  # kept at once, a gigabyte or two
 
 Reals = float | Float64[np.ndarray, "..."] | Float64[Tensor, "..."]
-
-
-class Crowded(Exception):
-    """More near-tight arcs than can be told apart at the working precision.
-
-    Attributes:
-        v: the potentials reached, in the unit of the clouds; None before there are any.
-    """
-
-    v: Float64[Tensor, " n"] | None = None
-
-
-def _thin(near: Bool[Tensor, "rows n"], excess: Float[Tensor, "rows n"], cap: int, dice: torch.Generator) -> None:
-    """In rows with more arcs keep about `cap`, the best and a random choice: among ties a random sample connects."""
-    count = near.sum(1)
-    crowded = (count > cap).nonzero()[:, 0]
-    if len(crowded):
-        kept = torch.rand(len(crowded), near.shape[1], generator=dice, device=near.device) * count[crowded, None] < cap
-        kept.scatter_(1, excess[crowded].argmin(1, keepdim=True), True)
-        near[crowded] &= kept
-
-
-def _near_tiles(
-    cost: SplitCost, u: Float[Tensor, " n"], v: Float[Tensor, " n"], limit: float, rigorous: bool
-) -> Iterator[tuple[int, Float[Tensor, "rows n"], Bool[Tensor, "rows n"]]]:
-    """First row, slack − limit and its sign, tile by tile."""
-    if rigorous:
-        p, q, r, t = cost.error_factors(u, v)
-        u, v = u + r, v + t
-    for rows in cost.tiles():
-        excess = cost.slack(u, v, rows).sub_(limit)
-        if rigorous:
-            excess.addr_(p[rows], q, alpha=-1.001)  # a little more than p q, for the roundings of this line
-        yield rows.start, excess, excess <= 0
-
-
-def near_arcs(
-    cost: SplitCost,
-    u: Float[Tensor, " n"],
-    v: Float[Tensor, " n"],
-    limit: float,
-    *,
-    rigorous: bool = False,
-    cap: int | None = None,
-    most: int = _MOST_ARCS,
-) -> Int64[np.ndarray, " k"]:
-    """Keys of all arcs of slack ≤ limit, sorted; `rigorous` adds the error bound: every other arc truly exceeds it.
-
-    Args:
-        cost: the cost matrix.
-        u: potentials of the rows.
-        v: potentials of the columns.
-        limit: of the slack, in the unit of the scaled clouds.
-        rigorous: whether to include the arcs whose computed slack exceeds the limit by no more than its error.
-        cap: thin rows with more arcs than this (`_thin`).
-        most: arcs to keep in all.
-
-    Raises: Crowded if there are more.
-    """
-    dice, count = torch.Generator(u.device).manual_seed(cost.n), 0
-    found = torch.empty(min(max(most, cost.n), cost.n**2), dtype=torch.int64, device=u.device)
-    for first, excess, near in _near_tiles(cost, u, v, limit, rigorous):
-        if cap is not None:
-            _thin(near, excess, cap, dice)
-        row, column = near.nonzero(as_tuple=True)
-        if count + len(row) > len(found):
-            raise Crowded
-        found[count : count + len(row)] = (row + first) * cost.n + column
-        count += len(row)
-    return found[:count].cpu().numpy().copy()
-
-
-def feed(
-    cost: SplitCost, u: Float[Tensor, " n"], v: Float[Tensor, " n"], arcs: Int64[np.ndarray, " k"]
-) -> Int64[np.ndarray, " m"]:
-    """The arcs, with the cheapest ones of each row and column that has fewer than four.
-
-    The rows and columns of outliers have hardly an arc within a limit that suits the rest. Left with a dear one, they
-    push the potentials of the sparse problem far off, and hundreds of thousands of arcs then price below zero.
-    """
-    n, least, fed = cost.n, min(_LEAST_ARCS, cost.n), [arcs]
-
-    def starved(nodes: Int64[np.ndarray, " k"]) -> Int64[Tensor, " few"]:
-        return torch.from_numpy(np.flatnonzero(np.bincount(nodes, minlength=n) < least)).to(u.device)
-
-    for rows in starved(arcs // n).split(max(1, TILE[u.device.type] // n)):
-        cheapest = torch.sub(cost.cross[rows], v).topk(least, 1, largest=False).indices
-        fed.append((rows[:, None] * n + cheapest).flatten().cpu().numpy())
-    columns = starved(arcs % n)
-    best, owner = u.new_full((least, len(columns)), math.inf), columns.new_zeros(least, len(columns))
-    for rows in cost.tiles():  # columns picked from whole tiles: one by one, each of their entries misses the cache
-        reduced = cost.cross[rows][:, columns].sub_(u[rows, None])
-        row = torch.arange(rows.start, rows.stop, device=u.device)[:, None].expand_as(reduced)
-        best, place = torch.cat([best, reduced]).topk(least, 0, largest=False)
-        owner = torch.cat([owner, row]).gather(0, place)
-    fed.append((owner * n + columns).flatten().cpu().numpy())
-    return np.unique(np.concatenate(fed))
 
 
 def match(n: int, arcs: Int64[np.ndarray, " k"], weights: Float64[np.ndarray, " k"]) -> Int64[np.ndarray, " n"]:
@@ -186,34 +78,32 @@ def match(n: int, arcs: Int64[np.ndarray, " k"], weights: Float64[np.ndarray, " 
 def potentials(
     n: int, arcs: Int64[np.ndarray, " k"], weights: Float64[np.ndarray, " k"], sigma: Int64[np.ndarray, " n"]
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """a, b with a_i + b_j ≤ w_ij on every arc, equality on the optimal σ, and b ≤ 0. Vectorised Bellman–Ford.
+    """a, b with a_i + b_j ≤ w_ij on every arc, equality on the optimal σ, and b ≤ 0. Bellman–Ford, arcs at once.
 
     In the residual graph arc (i, j) leads from column σ(i) to column j and costs w_ij − w_{i,σ(i)}; b_j is the cheapest
-    walk to j from anywhere. Invariant of the loop: b_j is the cheapest of at most so many steps.
+    walk to j from anywhere. A sweep follows the arcs out of the columns that have fallen since they were last told on.
+    Invariant: b_j ≤ the cheapest walk of at most so many steps.
 
     Raises: RuntimeError if the graph has a negative cycle, i.e. σ is not optimal.
     """
     row, column = np.divmod(arcs, n)
+    starts = np.searchsorted(row, np.arange(n + 1))
     matched = weights[np.searchsorted(arcs, np.arange(n) * n + sigma)]
-    order = np.argsort(column, kind="stable")
-    source, length = sigma[row[order]], (weights - matched[row])[order]
-    starts = np.searchsorted(column[order], np.arange(n))
+    owner, length = np.argsort(sigma), weights - matched[row]
     rounding = 2.0**-48 * np.abs(weights).max()
-    b = np.zeros(n)
+    b, told = np.zeros(n), np.zeros(n)
+    downhill = length < -rounding
+    np.minimum.at(b, column[downhill], length[downhill])
     for _ in range(n + 1):
-        shorter = np.minimum(b, np.minimum.reduceat(b[source] + length, starts))
-        if (b - shorter).max() <= rounding:
-            return matched - shorter[sigma], shorter
-        b = shorter
+        fallen = np.flatnonzero(b < told - rounding)
+        if not len(fallen):
+            return matched - b[sigma], b
+        told[fallen] = b[fallen]
+        rows = owner[fallen]
+        count = starts[rows + 1] - starts[rows]
+        out = np.repeat(starts[rows] - count.cumsum() + count, count) + np.arange(count.sum())  # their arcs
+        np.minimum.at(b, column[out], np.repeat(told[fallen], count) + length[out])
     raise RuntimeError(f"the assignment of {n} points left a cycle of negative cost after {n + 1} sweeps")
-
-
-def _violated(cost: SplitCost, u: Float[Tensor, " n"], v: Float[Tensor, " n"]) -> Int64[np.ndarray, " k"]:
-    """Arcs of slack ≤ 0: all of them if they are few in all, for an outlier's row may have hundreds and need each."""
-    try:
-        return near_arcs(cost, u, v, 0.0, most=_CROWD * cost.n)
-    except Crowded:
-        return near_arcs(cost, u, v, 0.0, cap=_CROWD)
 
 
 def settle(
@@ -229,7 +119,7 @@ def settle(
         sigma = match(cost.n, arcs, weights)
         a, b = (torch.from_numpy(z).to(u) for z in potentials(cost.n, arcs, weights, sigma))
         u, v = u + a, v + b
-        violated = _violated(cost, u - noise * u.abs(), v - noise * v.abs())
+        violated = near_arcs(cost, u - noise * u.abs(), v - noise * v.abs(), 0.0, cap=_WORST)
         grown = np.union1d(arcs, violated)
         if len(grown) == len(arcs):
             return u, v, sigma
@@ -277,7 +167,7 @@ def certify(
     old_u = (cost.x_squares + u.double()).cpu().numpy()
     old_v = (cost.y_squares + v.double()).cpu().numpy()
     while True:
-        near = near_arcs(cost, u, v, margin, rigorous=True, most=_CROWD * n if margin > 0 else _MOST_ARCS)
+        near = near_arcs(cost, u, v, margin, rigorous=True, most=_CROWD * n if margin > 0 else MOST_ARCS)
         arcs = np.union1d(near, np.arange(n) * n + sigma)
         if margin <= 0:
             arcs = np.union1d(arcs, np.arange(n) * (n + 1))  # which may be ties that were not looked at
@@ -342,7 +232,6 @@ def solve(
     v: Float64[Tensor, " n"] | None,
     *,
     dense: bool,
-    store_kernel: bool,
 ) -> tuple[Certified, SplitCost]:
     """All steps at one working precision; `dense` takes all arcs instead of annealing for good ones.
 
@@ -357,8 +246,8 @@ def solve(
     else:
         near_v = _start(cost, u, v)
         straight = identity_start(cost) if near_v is None else None
-        near_u, near_v, limit = straight or anneal(cost, near_v, torch.empty_like(cost.cross) if store_kernel else None)
-        arcs = np.union1d(near_arcs(cost, near_u, near_v, limit, cap=_CROWD), np.arange(n) * (n + 1))
+        near_u, near_v, limit = straight or anneal(cost, near_v)
+        arcs = np.union1d(near_arcs(cost, near_u, near_v, limit, cap=_CROWD, at_random=True), np.arange(n) * (n + 1))
         if not straight:
             arcs = feed(cost, near_u, near_v, arcs)
     try:
@@ -373,5 +262,5 @@ def solve(
     mean = float(exact_costs(x, y, np.arange(n) * n + sigma, cost.scale).mean())
     gap = max(_TIES_GAP * mean, np.finfo(float).tiny)
     found = certify(x, y, cost, near_u, near_v, sigma, -gap)
-    near = sum(int(near.sum()) for *_, near in _near_tiles(cost, near_u, near_v, gap, rigorous=True))
+    near = sum(int(near.sum()) for *_, near in near_tiles(cost, near_u, near_v, gap, rigorous=True))
     return replace(found, tied_arcs=near - n), cost

@@ -1,26 +1,20 @@
-"""All n² squared distances from one matrix product, and potentials under which the optimal pairs have small slack.
+"""All n² squared distances from one matrix product, and what is read off them row by row.
 
-The dense half of the solver behind `geodesic.transport`; `_assignment` is the sparse half. The cost splits,
-c_ij = |x_i|² + |y_j|² + m_ij with m_ij = −2⟨x_i, y_j⟩, and the squares belong to row and column: the assignment problem
-is that of m alone, and its potentials are those of c less the squares.
+The ground floor of the solver behind `geodesic.transport`; `_arcs`, `_annealing` and `_assignment` stand on it. The
+cost splits, c_ij = |x_i|² + |y_j|² + m_ij with m_ij = −2⟨x_i, y_j⟩, and the squares belong to row and column: the
+assignment problem is that of m alone, and its potentials are those of c less the squares.
 
     split_cost        m by row tiles, with a rigorous bound of its error
     exact_costs       single distances in float64
     row_transform     the best u for a given v;  column_transform: the best v for a given u
-    identity_start    potentials that prove the identity optimal, where it is
-    sinkhorn_stage    over-relaxed Sinkhorn scalings at one temperature
-    anneal            stages at falling temperature until few pairs have small slack
 
 | symbol | identifier    | shape  | meaning                                                          |
 |--------|---------------|--------|------------------------------------------------------------------|
 | m      | cross         | (n, n) | −2⟨x_i, y_j⟩ of the centred and scaled clouds, working precision |
 | u, v   | u, v          | (n,)   | potentials of m, working precision; slack is m_ij − u_i − v_j    |
-| ε      | epsilon       | scalar | temperature, in units of cost                                    |
-| K      | kernel        | (n, n) | exp(−slack / ε)                                                  |
 | h      | unit_roundoff | scalar | 2⁻²⁴ or 2⁻⁵³                                                     |
 
-Sources: Peyré & Cuturi, Computational Optimal Transport, ch. 4 (Sinkhorn, annealing); Thibault et al., arXiv:1711.01851
-(over-relaxation); Higham, Accuracy and Stability of Numerical Algorithms, ch. 3 (error of inner products).
+Source: Higham, Accuracy and Stability of Numerical Algorithms, ch. 3 (error of inner products).
 """
 
 import math
@@ -33,17 +27,10 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from geodesic import devices
+
 TILE = {"cpu": 2**20, "cuda": 2**26}  # elements of a row tile: a processor keeps 4 MiB of float32 in its cache
-BLOCK = 2**24  # elements of the rows multiplied at a time
-_TARGET_ARCS = 32  # a row; annealing stops once so few lie within 4 ε
-_SWEEPS = 24  # of a stage at most; after only 8, matching a hard cloud of 30,000 points took 15 times as long
-_EVEN = 0.05  # mean |column mass − 1| at which a stage ends
-_IDENTITY_SWEEPS = 12
-_ALL_ROWS = 32  # times the target: with so few near arcs all rows take part; 12 gave a hard cloud too few such stages
-_STRIDE = 8  # of the rows that take part at high temperatures; at least a thousand do
-_RELAXATION = 1.6  # 1 is plain Sinkhorn and takes two to three times as long; 1.8 was seen to diverge
-_FAINTEST = -60.0  # exponent: e^−88 and less is subnormal in float32, and costs a processor five to ten times as long
-_BALANCED = 0.5  # mean |column mass − 1| below which given potentials suit a temperature
+BLOCK = 2**25  # elements of the rows multiplied at a time
 
 
 def tiles(n: int, rows: int) -> Iterator[slice]:
@@ -83,6 +70,16 @@ class SplitCost:
     def slack(self, u: Float[Tensor, " n"], v: Float[Tensor, " n"], rows: slice) -> Float[Tensor, "rows n"]:
         """m_ij − u_i − v_j on some rows."""
         return torch.sub(self.cross[rows], v).sub_(u[rows, None])
+
+    @property
+    def coldest(self) -> float:
+        """The temperature at which slacks drown in their rounding."""
+        return 16 * self.unit_roundoff * (self.x_squares + self.y_squares).mean().item()
+
+    @property
+    def sampled(self) -> slice:
+        """Some 500 rows, of which counts and means are taken."""
+        return slice(None, None, max(1, self.n // 500))
 
     def arc_slack(
         self, u: Float[Tensor, " n"], v: Float[Tensor, " n"], arcs: Int64[np.ndarray, " k"]
@@ -149,10 +146,11 @@ def _is_float32_product(
 def _multiply(left: Float[Tensor, "rows d"], right: Float[Tensor, "n d"], out: Float[Tensor, "rows n"]) -> None:
     """Write left rightᵀ to `out`, in true float32 or float64.
 
-    On a CPU the flag "medium" lets oneDNN multiply: twice as fast on some processors, and in float32 on all that have
-    no bfloat16 product. Where they have one, the result shows it and is computed again.
+    On a CPU the flag "medium" lets oneDNN multiply: twice as fast as MKL on AMD's processors, a little slower on
+    Intel's, and in float32 on all that have no bfloat16 product. Where they have one, the result shows it and is
+    computed again.
     """
-    if left.dtype == torch.float32 and left.device.type == "cpu":
+    if left.dtype == torch.float32 and left.device.type == "cpu" and "Intel" not in devices.processor():
         with _matmul_precision("medium"):
             torch.mm(left, right.T, out=out)
         if _is_float32_product(left, right, out):
@@ -207,140 +205,3 @@ def column_transform(cost: SplitCost, u: Float[Tensor, " n"]) -> Float[Tensor, "
     for rows in cost.tiles():
         v = v.minimum(torch.sub(cost.cross[rows], u[rows, None]).amin(0))
     return v
-
-
-def _coldest(cost: SplitCost) -> float:
-    """The temperature at which slacks drown in their rounding."""
-    return 16 * cost.unit_roundoff * (cost.x_squares + cost.y_squares).mean().item()
-
-
-def _sampled(cost: SplitCost) -> slice:
-    """Some 500 rows, of which counts and means are taken."""
-    return slice(None, None, max(1, cost.n // 500))
-
-
-def identity_start(
-    cost: SplitCost,
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], float] | None:
-    """Potentials under which every identity arc is tight, by Bellman–Ford over all arcs; None if there seem to be none.
-
-    Where the identity is optimal, as between the ends of many a residual network, v_j ← min(v_j, min_i m_ij − m_ii +
-    v_i) settles within a few sweeps, each far cheaper than one of Sinkhorn's. Where it is not, exchanging the partners
-    of two points nearly always shows it: none of the sampled exchanges may save anything.
-
-    Returns: u, v (feasible to rounding) and a slack limit under which the median row has a few arcs.
-    """
-    own = cost.cross.diagonal().clone()
-    rounding = 16 * cost.unit_roundoff * (cost.x_squares + cost.y_squares).to(own.dtype)
-    sampled = _sampled(cost)
-    exchanged = cost.cross[sampled] + cost.cross[:, sampled].T
-    if (exchanged < (own - rounding)[sampled, None] + (own - rounding)).any():
-        return None
-    v = -cost.y_squares.to(own.dtype)
-    for _ in range(_IDENTITY_SWEEPS):
-        lower = v.minimum(column_transform(cost, own - v))
-        if (v - lower <= rounding).all():
-            u = own - lower
-            near = cost.slack(u, lower, sampled).kthvalue(min(_TARGET_ARCS // 4, cost.n), dim=1).values
-            return u, lower, max(near.median().item(), 4 * _coldest(cost))
-        v = lower
-    return None
-
-
-def sinkhorn_stage(
-    cost: SplitCost,
-    u: Float[Tensor, " n"],
-    v: Float[Tensor, " n"],
-    epsilon: float,
-    relaxation: float = _RELAXATION,
-    kernel: Float[Tensor, "n n"] | None = None,
-    stride: int = 1,
-) -> tuple[Float[Tensor, " n"], float]:
-    """Better potentials v by over-relaxed Sinkhorn scalings of K_ij = exp(−slack_ij / ε).
-
-    a ← a (a · K b)^−ω and b ← b (b · Kᵀa)^−ω in one pass over the rows, ω = 1 in the first two sweeps, until the
-    columns balance or the sweeps are spent; then v ← v − ε log Kᵀa. Requires u, v feasible, so that K ≤ 1.
-
-    Args:
-        cost: the cost matrix.
-        u: potentials of the rows.
-        v: potentials of the columns.
-        epsilon: temperature.
-        relaxation: ω, in [1, 2).
-        kernel: storage that keeps K between the sweeps; None recomputes K tile by tile, in half the memory.
-        stride: only every so many-th row takes part, and stands for those between; enough at high temperatures.
-
-    Returns:
-        The new v, and the mean |column mass − 1| before the first scaling of the columns.
-    """
-    a, b = torch.ones_like(u), torch.ones_like(v)
-    for sweep in range(_SWEEPS + 1):
-        omega = 1.0 if sweep < 2 else relaxation
-        mass = torch.zeros_like(v)
-        for rows in cost.tiles(stride):
-            if kernel is not None and sweep > 0:
-                tile = kernel[rows]
-            else:
-                out = None if kernel is None else kernel[rows]
-                tile = torch.add(v / epsilon, cost.cross[rows], alpha=-1 / epsilon, out=out)
-                tile.add_(u[rows, None] / epsilon).clamp_min_(_FAINTEST).exp_()
-            a[rows] *= (a[rows] * (tile @ b)).clamp_min_(1e-12).pow_(-omega)
-            mass += a[rows] @ tile
-        mass *= stride
-        uneven = (b * mass - 1).abs().mean().item()
-        if sweep == 0:
-            imbalance = uneven
-        if uneven <= _EVEN:
-            break
-        b *= (b * mass).clamp_min_(1e-12).pow_(-omega)
-    return v - epsilon * mass.clamp_min_(1e-30).log_(), imbalance
-
-
-def anneal(
-    cost: SplitCost, v: Float[Tensor, " n"] | None = None, kernel: Float[Tensor, "n n"] | None = None
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], float]:
-    """Potentials, and a slack limit that holds nearly all optimal arcs and few others: lower ε until it does.
-
-    Cold, ε starts at a fifteenth of the mean slack. Given potentials v of a neighbouring problem, it starts at the
-    lowest temperature at which they balance the columns of the kernel: for good ones that is the last. It falls
-    threefold at a time, less near the end, for the number of near arcs falls like ε² and too few are as bad as too
-    many; and at once to the mean slack of the near arcs where that is far less: within tight clusters, or, to the end,
-    among ties. The last temperatures are run with all rows, those before with some.
-
-    Returns: u, v (feasible to rounding) and the limit 4 ε.
-    """
-    sampled = _sampled(cost)
-    warm = v is not None
-    if v is None:
-        v = column_transform(cost, row_transform(cost, -cost.y_squares.to(cost.cross.dtype)))
-    u = row_transform(cost, v)
-    sample = cost.slack(u, v, sampled)
-    highest = sample.mean().item() / 15
-    lowest = _coldest(cost)
-    epsilon, relaxation, stride = highest, _RELAXATION, max(1, min(_STRIDE, cost.n // 1000))
-    if warm:
-        stride = 1
-        epsilon = sample.kthvalue(min(_TARGET_ARCS // 2, cost.n), dim=1).values.median().item() / 4
-    while epsilon > lowest:
-        candidate, imbalance = sinkhorn_stage(cost, u, v, epsilon, relaxation, kernel, stride)
-        if warm and imbalance > _BALANCED and epsilon < highest:
-            epsilon *= 3
-            continue
-        warm = False
-        if not candidate.isfinite().all():
-            if relaxation == 1:
-                break
-            epsilon, relaxation = 3 * epsilon, 1.0
-            continue
-        v = candidate
-        u = row_transform(cost, v)
-        sample = cost.slack(u, v, sampled)
-        near = sample[sample <= 4 * epsilon]
-        crowd = len(near) / (_TARGET_ARCS * len(sample))
-        if crowd > 1:
-            epsilon = min(epsilon / min(3.0, 1.2 * math.sqrt(crowd)), near.mean().item())
-        elif stride == 1:
-            break
-        if crowd <= _ALL_ROWS:
-            stride = 1
-    return u, v, 4 * max(epsilon, lowest)

@@ -1,4 +1,9 @@
-"""Devices by name, checked before anything is sent there. Used wherever a user names one."""
+"""Devices by name, checked before anything is sent there, and the processor's own. Used wherever a user names one."""
+
+import functools
+import platform
+import re
+from pathlib import Path
 
 import torch
 
@@ -23,3 +28,13 @@ def find(name: str | torch.device) -> torch.device:
             f"device {str(name)!r} is not there: {count} CUDA devices are; pass device='cpu' or leave it out"
         )
     return device
+
+
+@functools.cache
+def processor() -> str:
+    """The processor's model as Linux names it, else the kind of machine."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.machine()

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 import geodesic
+from geodesic import devices
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout; an installed copy without one has no recorded results
 RESULTS = ROOT / "results"
@@ -179,11 +180,7 @@ def provenance(device: torch.device | str, seconds: float) -> dict[str, Any]:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
-    return f"{device.type}: {found[1] if found else platform.machine()}"
+    return f"{device.type}: {devices.processor()}"
 
 
 def _commit() -> str | None:

@@ -14,7 +14,7 @@ Source: arXiv:2102.09235; linear programming duality (e.g. Peyré & Cuturi, Comp
 |        | slack       | scalar | |x_i − y_j|² − u_i − v_j ≥ 0, zero on every optimal pair   |
 """
 
-import math
+import bisect
 import os
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
-from geodesic import _assignment, _split_cost, devices
+from geodesic import _annealing, _assignment, _split_cost, devices
 
 __all__ = [
     "Assignment",
@@ -115,18 +115,20 @@ def _clouds(x: Tensor, y: Tensor, device: torch.device) -> tuple[Float[Tensor, "
     return x, y
 
 
-def _check_memory(n: int, d: int, dtype: torch.dtype, device: torch.device, memory: int | float) -> bool:
-    """Whether there is room for two n × n matrices; refuse if there is none for one, a prepared cloud and the tiles."""
+def _check_memory(n: int, d: int, dtype: torch.dtype, device: torch.device, memory: int | float) -> None:
+    """Refuse if there is no room for an n × n matrix, with it a prepared cloud or a sparse kernel, and the tiles."""
     item = dtype.itemsize
-    tiles = item * (8 * _split_cost.TILE[device.type] + _split_cost.BLOCK)
-    needed = item * n * (n + d) + tiles
-    if n > _DENSE_BELOW and needed > memory:
-        fits = int((math.sqrt(d * d + 4 * max(memory - tiles, 0) / item) - d) / 2)
+
+    def needed(m: int) -> int:
+        tiles = item * (8 * _split_cost.TILE[device.type] + _split_cost.BLOCK)
+        return item * m * m + max(item * m * d, _annealing.sparse_bytes(m)) + tiles
+
+    if n > _DENSE_BELOW and needed(n) > memory:
+        fits = bisect.bisect_right(range(1, n), memory, key=needed)
         raise ValueError(
-            f"{n} points of dimension {d} need {needed / 2**30:.1f} GiB in float{8 * item}, allowed are "
+            f"{n} points of dimension {d} need {needed(n) / 2**30:.1f} GiB in float{8 * item}, allowed are "
             f"{memory / 2**30:.1f} GiB: pass memory= if there is more, or at most {fits} points"
         )
-    return needed + item * n * n <= memory
 
 
 def _solve(
@@ -151,9 +153,9 @@ def _solve(
     memory = _available_memory(place) if memory is None else memory
     dense = n <= dense_below
     for dtype in (torch.float64,) if dense else (torch.float32, torch.float64):
-        roomy = _check_memory(n, d, dtype, place, memory)
+        _check_memory(n, d, dtype, place, memory)
         try:
-            found, cost = _assignment.solve(x, y, dtype, u, v, dense=dense, store_kernel=roomy)
+            found, cost = _assignment.solve(x, y, dtype, u, v, dense=dense)
         except _assignment.Crowded as crowded:
             v = crowded.v
             continue
@@ -207,7 +209,7 @@ def assign(
         v: the same on the side of y, as in an earlier `Assignment`. Good ones save the annealing, bad ones cost time.
         device: where to multiply; that of x by default.
         memory: bytes that may be used beyond the clouds, by default three quarters of what is free. About 4 n² + 4 n d
-            are needed (twice that where near-ties ask for float64); 8 n² + 4 n d make it faster.
+            are needed, up to 10 n² where d is small and n below 16,000; twice that where near-ties ask for float64.
 
     Returns:
         The assignment, on the device of x.
