@@ -273,8 +273,10 @@ def _noise(n: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
 
 
 def _descend(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
+    """One step of the optimiser's own parameters; those of the other player get no gradient, which would be waste."""
+    moved = [p for group in optimiser.param_groups for p in group["params"]]
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward(inputs=moved)
     optimiser.step()
 
 
