@@ -45,7 +45,10 @@ class Recipe:
     momentum: float = _setting(0.9, "heavy-ball momentum, in [0, 1)")
     schedule: str = _setting("onecycle", f"course of the step size: {', '.join(SCHEDULES)}")
     augment: str = _setting("none", f"random changes of training images: {', '.join(AUGMENTS)}")
-    precision: str = _setting("float32", f"of the matrix products in training: {', '.join(PRECISIONS)}")
+    precision: str = _setting(
+        "float32",
+        f"of the matrix products in training: {', '.join(PRECISIONS)} (slow on a processor that has no such products)",
+    )
 
     def __post_init__(self) -> None:
         for name, ok, rule in (
