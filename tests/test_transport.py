@@ -709,11 +709,11 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def test_clouds_beyond_the_memory_are_told_what_fits(generator):
-    """n solves 4 n² + max(4 n d, 6 n²) + 5·2²⁵ = memory, 5·2²⁵ for tiles; what is said to fit does, and no more."""
+    """n solves 4 n² + max(4 n d, ¾ n²) + 5·2²⁵ = memory, 5·2²⁵ for tiles; what is said to fit does, and no more."""
     x = torch.randn(501, 3, generator=generator)
     with pytest.raises(ValueError, match="at most 500 points"):
-        transport.assign(x, x, memory=5 * 2**25 + 10 * 500**2)
-    transport.assign(x[:500], x[:500], memory=5 * 2**25 + 10 * 500**2)
+        transport.assign(x, x, memory=5 * 2**25 + 4 * 500**2 + 12 * (500**2 // 16))
+    transport.assign(x[:500], x[:500], memory=5 * 2**25 + 4 * 500**2 + 12 * (500**2 // 16))
     x = torch.randn(501, 3000, generator=generator)
     with pytest.raises(ValueError, match="at most 500 points"):
         transport.assign(x, x, memory=5 * 2**25 + 4 * 500 * 3500)

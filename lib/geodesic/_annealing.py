@@ -28,11 +28,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from geodesic._arcs import near_arcs
+from geodesic._arcs import near_tiles
 from geodesic._split_cost import SplitCost, column_transform, row_transform
 
 _TARGET_ARCS = 32  # a row; annealing stops once so few lie within 4 ε
@@ -46,9 +46,9 @@ _FAINTEST = -60.0  # exponent: e^−88 and less is subnormal in float32, and cos
 _BALANCED = 0.5  # mean |column mass − 1| below which given potentials suit a temperature
 _REACH = 5  # temperatures of the stage before, beyond which a pair does not come to matter
 _FAINT = 8  # temperatures of the stage itself, beyond which an entry of K is dropped
-_SPARSE = 1 / 8  # share of the n² entries up to which a sparse kernel is faster
-_MOST_ENTRIES = 2**25  # of a sparse kernel
-_BYTES = 48  # an entry takes while the sparse kernel is made
+_SPARSE = 1 / 16  # share of the n² entries up to which a sparse kernel is faster
+_MOST_ENTRIES = 2**26  # of a sparse kernel
+_BYTES = 12  # of an entry, rounded up; twice that in float64
 
 Sweep = Callable[[Float[Tensor, " n"], Float[Tensor, " n"], float], Float[Tensor, " n"]]
 
@@ -97,13 +97,23 @@ def _dense(cost: SplitCost, u: Float[Tensor, " n"], v: Float[Tensor, " n"], epsi
 
 
 def _sparse(
-    cost: SplitCost, u: Float[Tensor, " n"], v: Float[Tensor, " n"], epsilon: float, arcs: Int64[np.ndarray, " k"]
-) -> Sweep:
-    """Sweeps over the entries of K on the arcs, on the processor; all others count as zero."""
-    entries = torch.from_numpy(cost.arc_slack(u, v, arcs)).div_(-epsilon).exp_().to(u.dtype).numpy()
-    row, column = np.divmod(arcs, cost.n)
-    starts = np.searchsorted(row, np.arange(cost.n + 1))
-    kernel = csr_array((entries, column.astype(np.int32), starts.astype(np.int32)), shape=(cost.n, cost.n))
+    cost: SplitCost, u: Float[Tensor, " n"], v: Float[Tensor, " n"], epsilon: float, reach: float
+) -> Sweep | None:
+    """Sweeps over the entries of K of slack ≤ reach, on the processor; None if they are far more than a sample said."""
+    n, count = cost.n, 0
+    entries = torch.empty(min(n * n, 2 * _MOST_ENTRIES), dtype=u.dtype).numpy()  # what is not used takes no memory
+    column, starts = np.empty(len(entries), dtype=np.int32), np.zeros(n + 1, dtype=np.int32)
+    for rows, reduced, near in near_tiles(cost, u, v, reach, rigorous=False):
+        flat = np.flatnonzero(near.numpy())
+        if count + len(flat) > len(entries):
+            return None
+        here, row = slice(count, count + len(flat)), flat // n
+        column[here] = flat - row * n
+        np.subtract(u[rows].numpy()[row], reduced.numpy().ravel()[flat], out=entries[here])
+        np.exp(np.divide(entries[here], epsilon, out=entries[here]), out=entries[here])
+        starts[rows.numpy() + 1] = np.bincount(row, minlength=len(rows))
+        count += len(flat)
+    kernel = csr_array((entries[:count], column[:count], starts.cumsum(dtype=np.int32)), shape=(n, n))
 
     def sweep(a: Float[Tensor, " n"], b: Float[Tensor, " n"], omega: float) -> Float[Tensor, " n"]:
         a *= (a * torch.from_numpy(kernel @ b.numpy())).clamp_min_(1e-12).pow_(-omega)
@@ -139,10 +149,9 @@ def sinkhorn_stage(
     Returns:
         The new v, and the mean |column mass − 1| before the first scaling of the columns.
     """
-    if reach is None:
-        sweep, furthest = _dense(cost, u, v, epsilon, stride), math.exp(-_FAINTEST)
-    else:
-        sweep, furthest = _sparse(cost, u, v, epsilon, near_arcs(cost, u, v, reach)), math.exp(reach / epsilon)
+    sweep = None if reach is None else _sparse(cost, u, v, epsilon, reach)
+    furthest = math.exp(-_FAINTEST if sweep is None else min(reach / epsilon, -_FAINTEST))
+    sweep = sweep or _dense(cost, u, v, epsilon, stride)
     a, b = torch.ones_like(u), torch.ones_like(v)
     for step in range(_SWEEPS + 1):
         omega = 1.0 if step < 2 else relaxation
@@ -167,7 +176,7 @@ def _reach(cost: SplitCost, sample: Float[Tensor, "rows n"], epsilon: float, pre
     On a CUDA device the sparse kernel was never tried.
     """
     reach, most = max(_FAINT * epsilon, _REACH * previous), min(_SPARSE, _MOST_ENTRIES / cost.n**2)
-    few = cost.cross.device.type == "cpu" and bool((sample <= reach).float().mean() <= most)
+    few = cost.cross.device.type == "cpu" and (sample <= reach).sum().item() <= most * sample.numel()
     return reach if few else None
 
 
@@ -177,14 +186,14 @@ def _colder(cost: SplitCost, sample: Float[Tensor, "rows n"], epsilon: float) ->
     If its kernel would be dense, which is dear with all rows, a stage with eight times the pairs comes between. And at
     once the mean slack of the near pairs where that is far less: within tight clusters or, to the end, among ties.
     """
-    flat = sample.flatten()
+    near, rows = sample[sample <= 4 * epsilon], len(sample)
     for pairs in (_AIM, _HOT * _AIM):
-        wanted = flat.kthvalue(min(pairs * len(sample), len(flat))).values.item() / 4
+        wanted = near.kthvalue(pairs * rows).values.item() / 4 if pairs * rows <= len(near) else math.inf
         if pairs == _AIM or wanted < epsilon / 1.2:
             colder = max(epsilon / 3, wanted)
         if _reach(cost, sample, colder, epsilon) is not None:
             break
-    return min(colder, sample[sample <= 4 * epsilon].mean().item())
+    return min(colder, near.mean().item())
 
 
 def anneal(

@@ -209,7 +209,7 @@ def assign(
         v: the same on the side of y, as in an earlier `Assignment`. Good ones save the annealing, bad ones cost time.
         device: where to multiply; that of x by default.
         memory: bytes that may be used beyond the clouds, by default three quarters of what is free. About 4 n² + 4 n d
-            are needed, up to 10 n² where d is small and n below 16,000; twice that where near-ties ask for float64.
+            are needed, 5 n² where d is small; twice that where near-ties ask for float64.
 
     Returns:
         The assignment, on the device of x.
