@@ -310,15 +310,14 @@ def test_a_sparse_kernel_is_the_dense_one_cut_off():
     assert 0 < (cut - dense).abs().max() < 0.05 * epsilon
 
 
-def test_a_column_without_entries_goes_no_further_than_the_cut():
-    """A column that no row wants has no entry within reach; its potential rises by the reach and stays finite."""
+def test_no_potential_moves_further_than_the_cut():
+    """With a reach of two temperatures many columns have no entry at all: unbounded, their scalings overflow."""
     _, _, cost = split()
-    u, v = torch.zeros(120), torch.zeros(120)
-    v[7] = cost.cross[:, 7].min() - 1
+    v = torch.zeros(120)
     u = _split_cost.row_transform(cost, v)
-    after, _ = _annealing.sinkhorn_stage(cost, u, v, 0.02, reach=0.2)
-    assert after.isfinite().all()
-    assert (after - v).abs().max() <= 30 * 0.02 * math.log(10) + 0.01  # of no mass at all, 1e-30 is taken
+    after, _ = _annealing.sinkhorn_stage(cost, u, v, 0.005, reach=0.01)
+    assert (cost.slack(u, v, slice(None)) <= 0.01).sum(0).min() == 0
+    assert (after - v).abs().max().item() == pytest.approx(0.01, rel=1e-5)
 
 
 def test_annealed_potentials_hold_the_optimal_arcs_within_the_limit():

@@ -162,7 +162,7 @@ def sinkhorn_stage(
         if uneven <= _EVEN:
             break
         b.mul_((b * mass).clamp_min_(1e-12).pow_(-omega)).clamp_(1 / furthest, furthest)
-    return v - epsilon * mass.clamp_min_(1e-30).log_(), imbalance
+    return v - epsilon * mass.clamp_(1 / furthest, furthest).log_(), imbalance
 
 
 def sparse_bytes(n: int) -> int:
