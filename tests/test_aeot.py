@@ -90,6 +90,14 @@ def test_gradient_penalty_of_a_linear_critic_is_known(generator):
     assert float(loss.detach()) == pytest.approx(10 * 4, rel=1e-5)
 
 
+def test_a_step_moves_one_player():
+    """Descending w·v in w = 2 at rate 0.1 with v = 3: w moves to 2 − 0.3, v stays and has no gradient."""
+    w, v = (torch.tensor(value, requires_grad=True) for value in (2.0, 3.0))
+    aeot._descend(w * v, torch.optim.SGD([w], 0.1))
+    assert float(w.detach()) == pytest.approx(1.7)
+    assert v.grad is None
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -188,6 +196,25 @@ def test_command_writes_a_record_and_an_image_grid(tmp_path, capsys):
     said = capsys.readouterr().out
     assert str(path) in said
     assert "ae-ot, singularity-aware: frechet" in said
+
+
+def test_triples_are_learnt_and_counted(tmp_path):
+    """Three bundled digits as channels: AE-OT is scored in each mode, a rival once, and the sheet is in colour."""
+    tiny = aeot_runs.SETTINGS["stacked"] | {
+        "dataset": "digits",
+        "recipe": {"code": 3, "width": 8, "steps": 3, "batch": 8, "tol": 0.9},
+        "rival_steps": 3,
+        "n": 40,
+        "samples": 60,
+        "methods": ["ae-ot", "gan"],
+        "seeds": [0],
+    }
+    record = records.read(aeot_runs.run(tiny, tmp_path))
+    ours, gan = record["final"]["parts"]
+    assert set(ours["scores"]) == set(aeot.MODES)
+    assert set(gan["scores"]["direct"]) == {"modes", "reverse_kl", "sure", "memorisation"}
+    assert ours["of_training"]["modes"] <= 40
+    assert aeot_runs.sheet(record, "gan").shape == (3, 4 * 9 + 1, 10 * 9 + 1)
 
 
 def test_rows_are_means_over_seeds():
