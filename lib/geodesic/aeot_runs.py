@@ -80,8 +80,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rival_steps": 12000,
         "n": 20000,  # the divergence of so many random triples from the uniform law is already 999/(2n)
         "samples": 26000,  # as in the published counts
-        "methods": list(aeot.METHODS),
-        "seeds": [0, 1],
+        **_IMAGES,
     },
 }
 
