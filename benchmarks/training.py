@@ -5,10 +5,11 @@
 It writes results/benchmarks/training-DEVICE.json; on a processor without bfloat16 products training-cpu-float32.json.
 
 *training*: the same network from the same weights for the same epochs: "plain" is a loop that anybody would write (a
-DataLoader, eager, float32, the loss read at every step); "ours" is `training.train`, in float32 and in the precision
-whose products are faster here, bfloat16 where the machine has them, and for convolutions with channels last. Rates are
-medians over epochs, the first left out where there are more; the accuracy is that on test points at the end. Of K=4 a
-CPU sees so few images in that time that it learns nothing.
+DataLoader, eager, float32, channels first, the loss read at every step); "ours" is `training.train`, in float32 and in
+the precision whose products are faster here, bfloat16 where the machine has them; then without its channels innermost,
+and compiled by torch, where there is a C++ compiler. Rates are medians over epochs, the first left out where there are
+more; the accuracy is that on test points at the end. Of K=4 a CPU sees so few images in that time that it learns
+nothing.
 *peak*: the fastest square product of matrices, in either precision; a rate becomes a fraction of it by the counted
 operations of one image, forward and backward. Convolutions on a CPU come from another library than products do.
 *stacked*: `stacked.train` against the same members one after another, in that precision, images per second of all.
@@ -24,6 +25,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -119,7 +121,7 @@ def by_plain_loop(network: Network, dataset: Dataset, recipe: Recipe, laps: Laps
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: training.schedule(recipe.schedule, step / steps)
     )
-    network.train()
+    network.to(memory_format=torch.contiguous_format).train()
     laps()
     for _ in range(recipe.epochs):
         total = 0.0
@@ -139,10 +141,15 @@ def by_ours(network: Network, dataset: Dataset, recipe: Recipe, laps: Laps) -> N
     training.train(network, dataset, recipe, generator=torch.Generator().manual_seed(1), on_epoch=laps)
 
 
-def by_ours_channels_last(network: Network, dataset: Dataset, recipe: Recipe, laps: Laps) -> None:
-    """The library, with the channels of kernels and points innermost in memory."""
-    images = dataset.x_train.contiguous(memory_format=torch.channels_last)
-    by_ours(network.to(memory_format=torch.channels_last), replace(dataset, x_train=images), recipe, laps)
+def by_ours_channels_first(network: Network, dataset: Dataset, recipe: Recipe, laps: Laps) -> None:
+    """The library, with the kernels in memory as torch makes them."""
+    by_ours(network.to(memory_format=torch.contiguous_format), dataset, recipe, laps)
+
+
+def by_ours_compiled(network: Network, dataset: Dataset, recipe: Recipe, laps: Laps) -> None:
+    """The library, with the forward and backward pass compiled; that falls into the first epoch."""
+    network.compile()
+    by_ours(network, dataset, recipe, laps)
 
 
 # With None in the faster precision.
@@ -150,7 +157,8 @@ WAYS: dict[str, tuple[Callable[[Network, Dataset, Recipe, Laps], None], str | No
     "plain": (by_plain_loop, "float32"),
     "ours, float32": (by_ours, "float32"),
     "ours": (by_ours, None),
-    "ours, channels last": (by_ours_channels_last, None),
+    "ours, channels first": (by_ours_channels_first, None),
+    "ours, compiled": (by_ours_compiled, None),
 }
 
 
@@ -192,12 +200,14 @@ def compare_training(
     images = len(dataset.y_train) // problem.batch * problem.batch
     faster = max(peaks, key=peaks.get)
     for way, (work, precision) in WAYS.items():
-        if work is by_ours_channels_last and len(dataset.in_shape) != len(build(problem, dataset).arch.stage_shapes[0]):
+        network, laps = build(problem, dataset), Laps()
+        if work is by_ours_channels_first and all(w.ndim < 4 for w in network.weights()):
+            continue
+        if work is by_ours_compiled and shutil.which("c++") is None:
             continue
         if way == "ours, float32" and faster == "float32":
             continue  # the same as ours
         precision = precision or faster
-        network, laps = build(problem, dataset), Laps()
         work(network, dataset, replace(recipe, precision=precision), laps)
         rates = [images / seconds for seconds in laps.seconds]
         row = {
@@ -245,7 +255,7 @@ def forward(network: Network, x: torch.Tensor, y: torch.Tensor) -> None:
     """Logits, batch by batch as in scoring."""
     del y
     with torch.inference_mode():
-        for batch in x.split(experiment.SCORE_BATCH):
+        for batch in x.split(experiment.score_batch(network)):
             network(batch)
 
 
@@ -253,7 +263,7 @@ def states(network: Network, x: torch.Tensor, y: torch.Tensor) -> None:
     """All states, not scored."""
     del y
     with torch.inference_mode():
-        for batch in x.split(experiment.SCORE_BATCH):
+        for batch in x.split(experiment.score_batch(network)):
             network.tracks(batch)
 
 
@@ -283,6 +293,7 @@ def compare_scoring(name: str, problem: Problem, size: Size, dataset: Dataset, r
     """One row a pass; the passes take turns."""
     network, device = build(problem, dataset).eval(), dataset.x_train.device
     x, y = dataset.x_train[: size.score], dataset.y_train[: size.score]
+    batch = experiment.score_batch(network)
     seconds: dict[str, list[float]] = {way: [] for way in PASSES}
     for _ in range(repeats + 1):
         for way, work in PASSES.items():
@@ -292,10 +303,10 @@ def compare_scoring(name: str, problem: Problem, size: Size, dataset: Dataset, r
             _wait(device)
             seconds[way].append(time.perf_counter() - start)
     with torch.inference_mode():
-        track = sum(stage.nbytes for stage in network.tracks(x[: experiment.SCORE_BATCH]))
+        track = sum(stage.nbytes for stage in network.tracks(x[:batch]))
     rows = []
     for way in PASSES:
-        job = (name, str(device), torch.get_num_threads(), dataset.in_shape, way, min(len(x), experiment.SCORE_BATCH))
+        job = (name, str(device), torch.get_num_threads(), dataset.in_shape, way, min(len(x), batch))
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             held = pool.submit(memory, *job).result()
         laps = seconds[way][1:]  # the first warms up

@@ -85,6 +85,22 @@ def test_image_shaped_states_are_flattened(generator):
     torch.testing.assert_close(tracks.line_shape_ratio(swapped), tracks.line_shape_ratio(flat))
 
 
+def test_scores_of_images_do_not_depend_on_their_order_in_memory(generator):
+    """Channels innermost in all states, in the first alone, or in none; of a distance, in one of the two tracks."""
+    states = list(random_track(generator, d=24).reshape(6, 40, 3, 2, 4))
+    turned = [state.contiguous(memory_format=torch.channels_last) for state in states]
+    found = []
+    for given in (states, turned, [turned[0], *states[1:]]):
+        accumulator = tracks.Accumulator()
+        accumulator.update(given)
+        found.append(accumulator.summary())
+    assert found[1]["lss_mean"] == pytest.approx(found[0]["lss_mean"], rel=1e-12)
+    assert found[2]["action"] == pytest.approx(found[0]["action"], rel=1e-12)
+    other, shift = torch.stack(states), torch.stack(states) + 0.5
+    inside = shift.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    torch.testing.assert_close(tracks.track_distance(other, inside), tracks.track_distance(other, shift))
+
+
 def test_segment_shares_of_known_steps_and_sum():
     """Steps 1, 2, 5 along a line have shares 1/8, 2/8, 5/8."""
     track = torch.tensor([0.0, 1, 3, 8]).double()[:, None, None].expand(4, 2, 3)

@@ -49,15 +49,17 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
-def test_an_interrupted_run_continues_bit_for_bit(digits, tmp_path, norm):
-    """Killed after the second of four epochs, then started again: weights and history are those of an unbroken run."""
-    recipe = Recipe(epochs=4, batch_size=32, weight_decay=1e-2, augment="crop")
+@pytest.mark.parametrize(("norm", "sizes"), [("none", {}), ("batch", {}), ("none", {"dataset": "folder:digits"})])
+def test_an_interrupted_run_continues_bit_for_bit(digits, tmp_path, norm, sizes):
+    """Killed after the second of four epochs, then started again: weights and history are those of an unbroken run.
+
+    Also of convolutions, whose kernels and momenta have their channels innermost.
+    """
+    recipe = Recipe(epochs=4, batch_size=32, weight_decay=1e-2, augment="crop", learning_rate=0.01)
+    sizes = {"dataset": "digits", "width": 16, "depth": 2, "in_shape": digits.in_shape, "classes": 10} | sizes
 
     def fresh():
-        return networks.build(
-            "resnet", "digits", width=16, depth=2, norm=norm, generator=torch.Generator().manual_seed(3)
-        )
+        return networks.build("resnet", norm=norm, generator=torch.Generator().manual_seed(3), **sizes)
 
     def run(net, checkpoint=None, kill_at=None):
         def on_epoch(progress):

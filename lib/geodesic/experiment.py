@@ -25,7 +25,7 @@ from geodesic.settings import Settings
 from geodesic.training import Progress
 
 FREE = ("seed", *stacked.FREE)  # what the runs of a row may differ in
-SCORE_BATCH = 500  # points a forward pass of scoring holds
+_SCORED = {"cpu": 2**21, "cuda": 2**25}  # numbers of a state that a pass of scoring holds: a cache keeps a few such
 _PAIR_POINTS = 1000  # points whose pairs are tested against Theorem 1
 _JACOBIAN_POINTS = 4  # points at which Jacobians of the blocks are taken
 _COLLAPSED = 0.99  # a training loss above this share of the best constant answer's: nothing was learnt
@@ -210,6 +210,12 @@ def _member(settings: Settings, dataset: Dataset, device: torch.device, clock: f
     return _Member(settings, device, dataset, network, generator, points, clock, share)
 
 
+def score_batch(network: Network) -> int:
+    """Points that a pass of scoring sends through a network at a time: as many as its largest state allows."""
+    largest = max(math.prod(shape) for shape in network.arch.stage_shapes)
+    return max(1, _SCORED[network.head[-1].weight.device.type] // largest)
+
+
 @torch.inference_mode()
 def evaluate(network: Network, x: Float[Tensor, "n *shape"], y: Int64[Tensor, "n"]) -> dict[str, Any]:
     """Loss, accuracy and the scores of every stage in one streamed pass over the points.
@@ -221,7 +227,8 @@ def evaluate(network: Network, x: Float[Tensor, "n *shape"], y: Int64[Tensor, "n
     network.eval()
     scores = [tracks.Accumulator() for _ in network.stages]
     loss, correct = 0.0, 0
-    for xb, yb in zip(x.split(SCORE_BATCH), y.split(SCORE_BATCH), strict=True):
+    batch = score_batch(network)
+    for xb, yb in zip(x.split(batch), y.split(batch), strict=True):
         stages = network.states(xb)
         for score, states in zip(scores, stages, strict=True):
             score.update(states)
@@ -280,19 +287,20 @@ def _transport(network: Network, x: Tensor, y: Tensor, settings: Settings, class
     pairs = min(_PAIR_POINTS, len(y))
     ends: list[list[tuple[Tensor, Tensor]]] = [[] for _ in network.stages]
     whole: list[list[Tensor]] = [[] for _ in network.stages]
-    for start in range(0, max(n, pairs), SCORE_BATCH):
-        for k, track in enumerate(network.tracks(x[start : start + SCORE_BATCH])):
+    batch = score_batch(network)
+    for start in range(0, max(n, pairs), batch):
+        for k, track in enumerate(network.tracks(x[start : start + batch])):
             ends[k].append((track[0].flatten(1), track[-1].flatten(1)))
             if start < pairs:
-                whole[k].append(track.reshape(*track.shape[:2], -1))
+                whole[k].append(track[:, : pairs - start].flatten(2))
     for stage_ends, stage_tracks in zip(ends, whole, strict=True):
         first, last = (torch.cat(part) for part in zip(*stage_ends, strict=True))
         stage_ends.clear()  # of a whole training set they are gigabytes
         yield {
             "ots": [asdict(transport.optimal_transport_score(first[:m], last[:m])) for m in sizes],
-            "theorem1": probes.theorem1_violations(torch.cat(stage_tracks, 1)[:, :pairs], y[:pairs], classes),
+            "theorem1": probes.theorem1_violations(torch.cat(stage_tracks, 1), y[:pairs], classes),
             "collapse": probes.collapse(last, y[: len(last)], classes),
-            "pace": probes.pace(torch.cat(stage_tracks, 1)[:, :pairs]),
+            "pace": probes.pace(torch.cat(stage_tracks, 1)),
         }
 
 

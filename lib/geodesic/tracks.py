@@ -15,7 +15,8 @@ Used by the chapters on the set-up, weight decay, Theorem 1 and the experiments.
 | a, b | a, b | distance of a pair of tracks at their starts and at their ends |
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,9 @@ from torch import Tensor
 
 # A point whose whole path is below this many roundings of its largest state has not moved: what is left is noise.
 _ROUNDINGS = 8
-_BLOCK = 1 << 22  # bytes of tracks that are scored at a time on a CPU: they and their segments stay in its cache
+_BLOCK = 1 << 20  # bytes of a state that are scored at a time on a CPU: a few such stay in its cache
+
+Track = Float[Tensor, "steps n *state"] | Sequence[Float[Tensor, "n *state"]]
 
 
 def line_shape_ratio(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, "n"]:
@@ -95,7 +98,7 @@ def track_distance(
         ValueError: for fewer than two states or non-finite values.
     Source: paper Definition 3, eq. (35).
     """
-    a, b = (_require_finite(_flatten(track)) for track in (track_a, track_b))
+    a, b = (_require_finite(track.flatten(2)) for track in map(_require_steps, (track_a, track_b)))
     return (a - b).norm(dim=-1).amin(0)
 
 
@@ -131,9 +134,9 @@ class Accumulator:
     def __init__(self) -> None:
         self._batches: list[_Geometry] = []
 
-    def update(self, track: Float[Tensor, "steps n *state"] | Sequence[Float[Tensor, "n *state"]]) -> None:
+    def update(self, track: Track) -> None:
         """Add the tracks of a batch of points, as one tensor or as a list of its states."""
-        self._batches += [_measure(block) for block in _blocks(track)]
+        self._batches.append(_measure(track))
 
     def summary(self) -> dict[str, float | int | list[float] | None]:
         """Means over points of every score; `*_sd` is the spread over points, not over networks.
@@ -143,7 +146,7 @@ class Accumulator:
         """
         if not self._batches:
             raise ValueError("no track was added; call update(track) at least once")
-        points = _Geometry(*(torch.cat(parts, -1).double() for parts in zip(*self._batches, strict=True)))
+        points = _Geometry(*(part.double() for part in _join(self._batches)))
         moving = points.only(points.moves)
         squares = points.lengths.square().mean(1)
         return {
@@ -193,34 +196,52 @@ class _Geometry(NamedTuple):
         return self
 
 
-def _blocks(
-    track: Float[Tensor, "steps n *state"] | Sequence[Float[Tensor, "n *state"]],
-) -> Iterator[Float[Tensor, "steps m *state"]]:
-    """The tracks of some of the points at a time; on a device of all at once."""
-    first = track[0]
-    points = len(first)
-    if first.device.type == "cpu":
-        points = max(1, _BLOCK * len(first) // max(1, first.nbytes * len(track)))
-    for start in range(0, len(first), points):
-        yield torch.stack([state[start : start + points] for state in track])
+def _states(track: Track) -> list[Float[Tensor, "n d"]]:
+    """The states as rows of coordinates, in the order of memory: channels of images may be innermost there.
+
+    No score depends on that order.
+    """
+    innermost = track[0].ndim == 4 and not track[0].is_contiguous()
+    return [(state.movedim(1, -1) if innermost else state).reshape(len(state), -1) for state in track]
 
 
-def _measure(track: Float[Tensor, "steps n *state"]) -> _Geometry:
-    states = _flatten(track)
-    segments = states.diff(dim=0)
-    lengths, norms = segments.norm(dim=-1), states.norm(dim=-1)
+def _measure(track: Track) -> _Geometry:
+    """What the scores need, block by block on a CPU and at once on a device; it carries no gradient."""
+    states = _states(_require_steps(track))
+    points = len(states[0])
+    if states[0].device.type == "cpu":
+        points = max(1, _BLOCK * points // max(1, states[0].nbytes))
+    blocks = [_measure_block(block) for block in zip(*(state.split(max(1, points)) for state in states), strict=True)]
+    return blocks[0] if len(blocks) == 1 else _join(blocks)
+
+
+@torch.no_grad()
+def _measure_block(states: Sequence[Float[Tensor, "n d"]]) -> _Geometry:
+    """One pass over the states: each is read once from memory, and two buffers stay in the cache."""
+    first, last = states[0], states[-1]
+    lengths, norms = first.new_empty(len(states) - 1, len(first)), first.new_empty(len(states), len(first))
+    segment, units, finfo = torch.empty_like(first), torch.zeros_like(first), torch.finfo(first.dtype)
+    torch.linalg.vector_norm(first, dim=-1, out=norms[0])
+    for layer, (before, after) in enumerate(pairwise(states)):
+        torch.sub(after, before, out=segment)
+        torch.linalg.vector_norm(segment, dim=-1, out=lengths[layer])
+        torch.linalg.vector_norm(after, dim=-1, out=norms[layer + 1])
+        units.addcdiv_(segment, lengths[layer].clamp_min(finfo.tiny)[:, None])
     if not norms.isfinite().all():  # far cheaper than a look at every number
-        _require_finite(states)
-    chord = (states[-1] - states[0]).norm(dim=-1)
-    finfo = torch.finfo(states.dtype)
-    units = segments.div_(lengths.clamp_min(finfo.tiny)[..., None])
-    return _Geometry(lengths, chord, units.sum(0).norm(dim=-1), norms, _ROUNDINGS * finfo.eps * norms.amax(0))
+        _require_finite(torch.stack(list(states)))
+    chord = torch.sub(last, first, out=segment).norm(dim=-1)
+    return _Geometry(lengths, chord, units.norm(dim=-1), norms, _ROUNDINGS * finfo.eps * norms.amax(0))
 
 
-def _flatten(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, "steps n d"]:
-    if track.shape[0] < 2:
-        raise ValueError(f"a track needs at least 2 states on axis 0, got shape {tuple(track.shape)}; record x_0 too")
-    return track.reshape(*track.shape[:2], -1)
+def _join(parts: Sequence[_Geometry]) -> _Geometry:
+    return _Geometry(*(torch.cat(part, -1) for part in zip(*parts, strict=True)))
+
+
+def _require_steps(track: Track) -> Track:
+    if len(track) < 2:
+        shape = (len(track), *(track[0].shape if len(track) else ()))
+        raise ValueError(f"a track needs at least 2 states on axis 0, got shape {shape}; record x_0 too")
+    return track
 
 
 def _require_finite(states: Float[Tensor, "steps n d"]) -> Float[Tensor, "steps n d"]:

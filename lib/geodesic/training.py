@@ -232,7 +232,7 @@ def _restore(
     momenta = _under("momentum.", tensors)
     for name, p in network.named_parameters():
         if name in momenta:
-            optimiser.state[p]["momentum_buffer"] = momenta[name].to(p.device)
+            optimiser.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momenta[name])  # in memory as p is
     generator.set_state(tensors["generator"])
     return Progress(int(about["epoch"]), json.loads(about["history"]), _under("snapshot.", tensors))
 
