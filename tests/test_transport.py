@@ -406,13 +406,28 @@ def test_a_match_that_is_not_optimal_has_no_potentials():
         _assignment.potentials(2, np.arange(4), np.array([1.0, 0.0, 0.0, 1.0]), np.arange(2))
 
 
-def test_settle_repairs_a_poor_choice_of_arcs():
-    """From the identity arcs alone pricing must find all others that matter: SciPy's optimum, to float32."""
+@pytest.mark.parametrize("quantum", [0.0, 0.1])
+def test_settle_repairs_a_poor_choice_of_arcs(monkeypatch, quantum):
+    """From the identity arcs alone pricing must find all others that matter: SciPy's optimum, to float32.
+
+    Weights in steps of a tenth hide most of what decides; each round has finer steps, the last has none.
+    """
     x, y, cost = split()
-    v = torch.zeros(120)
-    _, _, sigma = _assignment.settle(cost, _split_cost.row_transform(cost, v), v, np.arange(120) * 121)
+    v, steps, match = torch.zeros(120), [], _assignment.match
+
+    def watched(n, arcs, weights):
+        distinct = np.unique(weights)
+        steps.append(np.diff(distinct).min() if len(distinct) > 1 else 0.0)
+        return match(n, arcs, weights)
+
+    monkeypatch.setattr(_assignment, "match", watched)
+    u, v, sigma = _assignment.settle(cost, _split_cost.row_transform(cost, v), v, np.arange(120) * 121, quantum)
     got = dense_costs(x, y)[range(120), sigma].mean().item()
     assert got == pytest.approx(scipy_cost(x, y), rel=1e-5)
+    assert cost.slack(u, v, slice(None)).min() >= -1e-6
+    if quantum:
+        assert steps[1] == pytest.approx(quantum / _assignment._FINER, rel=1e-6)
+        assert steps[-1] < cost.coldest < steps[1]
 
 
 def test_settle_says_when_it_gives_up(monkeypatch):

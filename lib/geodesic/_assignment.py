@@ -20,6 +20,7 @@ no slack is negative; an assignment on arcs of zero slack under feasible potenti
 | a, b   | a, b           | (n,)  | what the potentials of the restricted problem add to u and v     |
 
 Sources: Jonker & Volgenant, Computing 38 (1987), and Volgenant, Computers & Operations Research 23 (1996) (LAPMOD);
+Bertsekas, Annals of Operations Research 14 (1988) (price wars, and scaling against them);
 Ahuja, Magnanti & Orlin, Network Flows, chs. 5 and 9 (residual graphs, reduced costs).
 """
 
@@ -39,6 +40,7 @@ from geodesic._split_cost import SplitCost, column_transform, exact_costs, row_t
 
 _CROWD = 64  # arcs a row; more near-tight arcs than this mean ties, or a precision too low to tell
 _ROUNDS = 40  # of pricing; data need two to five
+_FINER = 5  # times the quantum falls from round to round
 _WORST = 8  # violated arcs a row that a round adds; the thousands of an outlier's row slow the sparse solver down a lot
 _DENSE_FALLBACK = 5000  # largest n solved without lapx
 _LARGEST_WEIGHT = 1e3  # lapmod refuses costs of a million and more
@@ -107,23 +109,30 @@ def potentials(
 
 
 def settle(
-    cost: SplitCost, u: Float[Tensor, " n"], v: Float[Tensor, " n"], arcs: Int64[np.ndarray, " k"]
+    cost: SplitCost, u: Float[Tensor, " n"], v: Float[Tensor, " n"], arcs: Int64[np.ndarray, " k"], quantum: float = 0.0
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Int64[np.ndarray, " n"]]:
     """Optimal σ and potentials for the matrix as rounded: solve on `arcs`, price all n², add violated ones, repeat.
+
+    The weights of a round are multiples of a quantum, which falls to nothing. Lapmod begins as an auction, where rows
+    outbid each other by the difference of their two best columns: from near-ties alone such a price war is long, and
+    the last small step is the shorter for the large ones before it. Rounding down keeps the duals feasible.
 
     Raises: RuntimeError if arcs still price below zero after 40 rounds.
     """
     noise = 8 * cost.unit_roundoff
     for _ in range(_ROUNDS):
         weights = cost.arc_slack(u, v, arcs)
+        if quantum:
+            weights = np.floor(weights / quantum) * quantum
         sigma = match(cost.n, arcs, weights)
         a, b = (torch.from_numpy(z).to(u) for z in potentials(cost.n, arcs, weights, sigma))
         u, v = u + a, v + b
         violated = near_arcs(cost, u - noise * u.abs(), v - noise * v.abs(), 0.0, cap=_WORST)
         grown = np.union1d(arcs, violated)
-        if len(grown) == len(arcs):
+        if len(grown) == len(arcs) and not quantum:
             return u, v, sigma
         added, arcs = len(grown) - len(arcs), grown
+        quantum = quantum / _FINER if quantum / _FINER > cost.coldest else 0.0
     raise RuntimeError(f"{added} arcs of {cost.n} points still priced below zero after {_ROUNDS} rounds of pricing")
 
 
@@ -242,18 +251,19 @@ def solve(
     n = cost.n
     if dense:
         near_v = torch.zeros(n, dtype=dtype, device=x.device)
-        near_u, limit, arcs = row_transform(cost, near_v), 1.0, np.arange(n * n)
+        near_u, limit, arcs, quantum = row_transform(cost, near_v), 1.0, np.arange(n * n), 0.0
     else:
         near_v = _start(cost, u, v)
         straight = identity_start(cost) if near_v is None else None
         near_u, near_v, limit = straight or anneal(cost, near_v)
+        quantum = 0.0 if straight else limit
         arcs = np.union1d(near_arcs(cost, near_u, near_v, limit, cap=_CROWD, at_random=True), np.arange(n) * (n + 1))
         if not straight:
             arcs = feed(cost, near_u, near_v, arcs)
     try:
         if dtype == torch.float32 and len(arcs) >= _CROWD * n:
             raise Crowded
-        near_u, near_v, sigma = settle(cost, near_u, near_v, arcs)
+        near_u, near_v, sigma = settle(cost, near_u, near_v, arcs, quantum)
         return certify(x, y, cost, near_u, near_v, sigma, 0.02 * limit), cost
     except Crowded as crowded:
         if dtype == torch.float32:
