@@ -40,6 +40,7 @@ from geodesic._split_cost import SplitCost, column_transform, exact_costs, row_t
 
 _CROWD = 64  # arcs a row; more near-tight arcs than this mean ties, or a precision too low to tell
 _ROUNDS = 40  # of pricing; data need two to five
+_LONG_WARS = 20_000  # points from which rounding the weights pays; at 16,000 it gains nothing, at 50,000 half the time
 _FINER = 5  # times the quantum falls from round to round
 _WORST = 8  # violated arcs a row that a round adds; the thousands of an outlier's row slow the sparse solver down a lot
 _DENSE_FALLBACK = 5000  # largest n solved without lapx
@@ -256,7 +257,7 @@ def solve(
         near_v = _start(cost, u, v)
         straight = identity_start(cost) if near_v is None else None
         near_u, near_v, limit = straight or anneal(cost, near_v)
-        quantum = 0.0 if straight else limit
+        quantum = 0.0 if straight or n < _LONG_WARS else limit
         arcs = np.union1d(near_arcs(cost, near_u, near_v, limit, cap=_CROWD, at_random=True), np.arange(n) * (n + 1))
         if not straight:
             arcs = feed(cost, near_u, near_v, arcs)
