@@ -182,10 +182,24 @@ def test_a_finished_checkpoint_is_not_trained_again(tmp_path, monkeypatch):
     assert experiment.run(settings, checkpoints=tmp_path)["final"] == first["final"]
 
 
-def test_convolutional_stages_are_scored_one_by_one():
-    record = experiment.run(Settings(dataset="digits", **SMALL | {"epochs": 0}))
-    assert len(record["final"]["test"]["stages"]) == 1
-    assert len(record["plane"]["stages"][0]["tracks"][0]) == 6  # L + 1 states
+def test_convolutional_stages_are_scored_one_by_one(monkeypatch, generator):
+    """In batches that hold so many numbers of the largest state, at least one point; the scores do not depend on it."""
+    net = networks.build("resnet", "folder:images", 4, depth=2, width=4, in_shape=(3, 8, 8), classes=5)
+    x, y = torch.randn(6, 3, 8, 8, generator=generator), torch.tensor([0, 1, 2, 3, 4, 0])
+    found, whole = [], net.states
+    for numbers, batch in ((1, 1), (4 * 8 * 8 * 4, 4), (1 << 20, 1 << 12)):
+        monkeypatch.setitem(experiment._SCORED, "cpu", numbers)
+        assert experiment.score_batch(net) == batch
+        sizes = []
+        monkeypatch.setattr(net, "states", lambda x, sizes=sizes: sizes.append(len(x)) or whole(x))
+        found.append(experiment.evaluate(net, x, y))
+        assert sizes == [len(part) for part in x.split(batch)]
+    assert len(found[0]["stages"]) == 4
+    assert found[0]["early_exit"] == found[1]["early_exit"] == found[2]["early_exit"]
+    for one in found[1:]:
+        for a, b in zip(found[0]["stages"], one["stages"], strict=True):
+            assert a["lss_mean"] == pytest.approx(b["lss_mean"], rel=1e-5)
+            assert a["segment_shares"] == pytest.approx(b["segment_shares"], rel=1e-5)
 
 
 def test_theorem1_counts_pairs_by_hand():

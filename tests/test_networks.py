@@ -31,6 +31,17 @@ def test_head_of_the_last_state_is_the_forward_pass(dataset, network, norm):
     torch.testing.assert_close(net.head(net.tracks(x)[-1][-1]), net(x))
 
 
+@pytest.mark.parametrize("network", ["resnet", "plain"])
+def test_channels_are_innermost_in_memory_and_change_no_number(network):
+    net = networks.build(network, "cifar10", 4, width=8).eval()
+    x = torch.randn(2, 3, 32, 32)
+    got = net.states(x)
+    assert all(state.is_contiguous(memory_format=torch.channels_last) for stage in got for state in stage)
+    want = net.to(memory_format=torch.contiguous_format).states(x)
+    assert all(state.is_contiguous() for stage in want for state in stage)
+    torch.testing.assert_close(got, want)
+
+
 def test_plain_is_the_resnet_without_the_identity():
     """Same weights: a residual step minus its input is the plain step."""
     plain, resnet = networks.build("plain", "digits"), networks.build("resnet", "digits")

@@ -440,8 +440,10 @@ def test_settle_says_when_it_gives_up(monkeypatch):
         )
 
 
-def test_an_optimal_identity_is_proved_without_annealing(generator):
+def test_an_optimal_identity_is_proved_without_annealing(monkeypatch, generator):
     """The gradient of a convex function is optimal; one exchange of two images is not, and is left to annealing."""
+    settled, settle = [], _assignment.settle
+    monkeypatch.setattr(_assignment, "settle", lambda *args: settled.append(args) or settle(*args))
     x = torch.randn(400, 6, generator=generator)
     y = 2 * x + x.pow(3)
     cost = _split_cost.split_cost(x, y, torch.float32)
@@ -451,10 +453,15 @@ def test_an_optimal_identity_is_proved_without_annealing(generator):
     assert limit > 0
     assert slack.min() >= -noise
     assert slack.diagonal().abs().max() <= noise
-    assert transport.assign(x, y).permutation.tolist() == list(range(400))
+    found = transport.assign(x, y)
+    assert found.permutation.tolist() == list(range(400))
+    assert not settled
+    true = dense_costs(x, y)
+    assert (true - found.u[:, None] - found.v).min() >= -1e-12 * true.max()
     y[[0, 1]] = y[[1, 0]]
     assert _annealing.identity_start(_split_cost.split_cost(x, y, torch.float32)) is None
     assert transport.assign(x, y).permutation.tolist() == [1, 0, *range(2, 400)]
+    assert settled
 
 
 def test_a_stride_stands_for_the_rows_between(generator):

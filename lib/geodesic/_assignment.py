@@ -245,26 +245,32 @@ def solve(
 ) -> tuple[Certified, SplitCost]:
     """All steps at one working precision; `dense` takes all arcs instead of annealing for good ones.
 
+    Where potentials prove the identity optimal, but for rounding, only the certificate remains to be made.
+
     Raises: Crowded where float32 cannot tell the near-tight arcs apart, or float64 cannot keep them all; RuntimeError
     as the steps.
     """
     cost = split_cost(x, y, dtype)
-    n = cost.n
-    if dense:
+    n, quantum = cost.n, 0.0
+    near_v = None if dense else _start(cost, u, v)
+    straight = None if dense or near_v is not None else identity_start(cost)
+    if straight:
+        near_u, near_v, limit = straight
+    elif dense:
         near_v = torch.zeros(n, dtype=dtype, device=x.device)
-        near_u, limit, arcs, quantum = row_transform(cost, near_v), 1.0, np.arange(n * n), 0.0
+        near_u, limit, arcs = row_transform(cost, near_v), 1.0, np.arange(n * n)
     else:
-        near_v = _start(cost, u, v)
-        straight = identity_start(cost) if near_v is None else None
-        near_u, near_v, limit = straight or anneal(cost, near_v)
-        quantum = 0.0 if straight or n < _LONG_WARS else limit
+        near_u, near_v, limit = anneal(cost, near_v)
+        quantum = limit if n >= _LONG_WARS else 0.0
         arcs = np.union1d(near_arcs(cost, near_u, near_v, limit, cap=_CROWD, at_random=True), np.arange(n) * (n + 1))
-        if not straight:
-            arcs = feed(cost, near_u, near_v, arcs)
+        arcs = feed(cost, near_u, near_v, arcs)
     try:
-        if dtype == torch.float32 and len(arcs) >= _CROWD * n:
-            raise Crowded
-        near_u, near_v, sigma = settle(cost, near_u, near_v, arcs, quantum)
+        if straight:
+            sigma = np.arange(n)
+        else:
+            if dtype == torch.float32 and len(arcs) >= _CROWD * n:
+                raise Crowded
+            near_u, near_v, sigma = settle(cost, near_u, near_v, arcs, quantum)
         return certify(x, y, cost, near_u, near_v, sigma, 0.02 * limit), cost
     except Crowded as crowded:
         if dtype == torch.float32:
