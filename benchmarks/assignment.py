@@ -13,8 +13,8 @@ partner and the slack is small beside the cost. The report is results/benchmarks
 Every measurement is a process of its own, so that peak memory is that of one solver (clouds not counted). Ratios are of
 medians within one run, of wall time and of processor time ("busy", summed over threads: what to quote from a machine
 with other users). Peers get the costs in the fastest way that suits their precision: one matrix product, float64 except
-for lapjvs, which works in float32 and proves nothing. A measurement is repeated --repeats times, but not once it has
-taken five seconds. A peer whose next size would keep the processor busy for longer than --limit seconds by its growth
+for lapjvs, which works in float32 and proves nothing. A measurement is repeated --repeats times and for one
+second, but not once it has taken five. A peer whose next size would keep the processor busy for longer than --limit seconds by its growth
 so far is left out. Every cost found is compared with that of the first solver.
 """
 
@@ -43,7 +43,7 @@ from torch import Tensor
 CLOUDS = ("plain-mnist", "resnet-mnist", "plain-cifar", "resnet-cifar")
 RECIPE = training.Recipe(weight_decay=5e-4, epochs=2, learning_rate=0.02)
 TRAINED_ON = 8192  # points; a brief training is enough for clouds of the kind
-ENOUGH = 5.0  # seconds of one measurement, after which it is not repeated
+LEAST, ENOUGH = 1.0, 5.0  # seconds of one measurement: it is repeated until the first, and never after the second
 DEFAULT = ["ours", "scipy", "lapjv", "lapjvs", "emd"]  # emd_lazy takes minutes for 1000 points: ask for it by name
 RELATIVE_ERROR = {"lapjvs": 1e-4}  # of the cost; float32
 ERROR = 1e-9
@@ -183,7 +183,7 @@ def _child(connection: Any, name: str, path: str, n: int, repeats: int, threads:
     SOLVERS[name](x[:300, :300], y[:300, :300])  # imports and first calls
     before = reset_peak()
     seconds, processor, steps = [], [], []
-    for _ in range(repeats):
+    while len(seconds) < repeats or sum(seconds) < LEAST:
         start, busy = time.perf_counter(), time.process_time()
         with clocked() as step:
             sigma = SOLVERS[name](x, y)
