@@ -13,9 +13,9 @@ partner and the slack is small beside the cost. The report is results/benchmarks
 Every measurement is a process of its own, so that peak memory is that of one solver (clouds not counted). Ratios are of
 medians within one run, of wall time and of processor time ("busy", summed over threads: what to quote from a machine
 with other users). Peers get the costs in the fastest way that suits their precision: one matrix product, float64 except
-for lapjvs, which works in float32 and proves nothing. A measurement is repeated --repeats times and for one
-second, but not once it has taken five. A peer whose next size would keep the processor busy for longer than --limit seconds by its growth
-so far is left out. Every cost found is compared with that of the first solver.
+for lapjvs, which works in float32 and proves nothing. A measurement is repeated --repeats times and for one second, but
+not once it has taken five. A peer whose next size would keep the processor busy for longer than --limit seconds by its
+growth so far is left out. Every cost found is compared with that of the first solver.
 """
 
 import argparse
