@@ -33,8 +33,8 @@ def test_head_of_the_last_state_is_the_forward_pass(dataset, network, norm):
 
 @pytest.mark.parametrize("network", ["resnet", "plain"])
 def test_channels_are_innermost_in_memory_and_change_no_number(network):
-    net = networks.build(network, "cifar10", 4, width=8).eval()
-    x = torch.randn(2, 3, 32, 32)
+    net = networks.build(network, "cifar10", 4, width=8).double().eval()
+    x = torch.randn(2, 3, 32, 32).double()
     got = net.states(x)
     assert all(state.is_contiguous(memory_format=torch.channels_last) for stage in got for state in stage)
     want = net.to(memory_format=torch.contiguous_format).states(x)
