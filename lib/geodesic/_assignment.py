@@ -133,7 +133,9 @@ def settle(
         if len(grown) == len(arcs) and not quantum:
             return u, v, sigma
         added, arcs = len(grown) - len(arcs), grown
-        quantum = quantum / _FINER if quantum / _FINER > cost.coldest else 0.0
+        quantum /= _FINER
+        if quantum <= cost.coldest:
+            quantum = 0.0
     raise RuntimeError(f"{added} arcs of {cost.n} points still priced below zero after {_ROUNDS} rounds of pricing")
 
 

@@ -296,11 +296,12 @@ def _transport(network: Network, x: Tensor, y: Tensor, settings: Settings, class
     for stage_ends, stage_tracks in zip(ends, whole, strict=True):
         first, last = (torch.cat(part) for part in zip(*stage_ends, strict=True))
         stage_ends.clear()  # of a whole training set they are gigabytes
+        paths = torch.cat(stage_tracks, 1)
         yield {
             "ots": [asdict(transport.optimal_transport_score(first[:m], last[:m])) for m in sizes],
-            "theorem1": probes.theorem1_violations(torch.cat(stage_tracks, 1), y[:pairs], classes),
+            "theorem1": probes.theorem1_violations(paths, y[:pairs], classes),
             "collapse": probes.collapse(last, y[: len(last)], classes),
-            "pace": probes.pace(torch.cat(stage_tracks, 1)),
+            "pace": probes.pace(paths),
         }
 
 

@@ -208,11 +208,10 @@ def _states(track: Track) -> list[Float[Tensor, "n d"]]:
 def _measure(track: Track) -> _Geometry:
     """What the scores need, block by block on a CPU and at once on a device; it carries no gradient."""
     states = _states(_require_steps(track))
-    points = len(states[0])
+    points = max(1, len(states[0]))
     if states[0].device.type == "cpu":
         points = max(1, _BLOCK * points // max(1, states[0].nbytes))
-    blocks = [_measure_block(block) for block in zip(*(state.split(max(1, points)) for state in states), strict=True)]
-    return blocks[0] if len(blocks) == 1 else _join(blocks)
+    return _join([_measure_block(block) for block in zip(*(state.split(points) for state in states), strict=True)])
 
 
 @torch.no_grad()
