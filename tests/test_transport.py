@@ -310,6 +310,25 @@ def test_a_sparse_kernel_is_the_dense_one_cut_off():
     assert 0 < (cut - dense).abs().max() < 0.05 * epsilon
 
 
+def test_a_sparse_kernel_that_turns_out_too_large_is_left_for_the_dense_one(monkeypatch):
+    _, _, cost = split()
+    v = torch.zeros(120)
+    u = _split_cost.row_transform(cost, v)
+    dense, _ = _annealing.sinkhorn_stage(cost, u, v, 0.05)
+    monkeypatch.setattr(_annealing, "_MOST_ENTRIES", 10)
+    assert torch.equal(_annealing.sinkhorn_stage(cost, u, v, 0.05, reach=1.0)[0], dense)
+
+
+def test_the_next_temperature_is_read_off_the_slacks():
+    """Slacks 0.001, 0.002, … in every row: 20 within 4 ε at ε = 0.005, unless that is more than three times colder."""
+    _, _, cost = split()
+    sample = torch.linspace(0.001, 1, 1000).expand(50, -1)
+    assert _annealing._colder(cost, sample, 0.01) == pytest.approx(0.005, rel=1e-4)
+    assert _annealing._colder(cost, sample, 0.2) == pytest.approx(0.2 / 3, rel=1e-4)
+    clusters = torch.cat([torch.full((50, 100), 1e-5), sample[:, 100:]], 1)
+    assert _annealing._colder(cost, clusters, 0.02) == pytest.approx(1e-5, rel=1e-3)
+
+
 def test_no_potential_moves_further_than_the_cut():
     """With a reach of two temperatures many columns have no entry at all: unbounded, their scalings overflow."""
     _, _, cost = split()
