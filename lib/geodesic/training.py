@@ -188,22 +188,24 @@ def check_batch(recipe: Recipe, dataset: Dataset) -> None:
 
 
 class _Place:
-    """Where one network after another is trained: a stream and the memory of its graphs, on a CUDA device."""
+    """Where one network after another is trained: a stream, on a CUDA device."""
 
     def __init__(self) -> None:
         self.job: Job | None = None
         self.stream: torch.cuda.Stream | None = None
-        self.pool: Any = None
 
     def take(self, job: Job, stop: Callable[[], bool], show: bool) -> None:
         """Begin with a job."""
         self.job = job
         device = job.dataset.y_train.device
         if device.type == "cuda" and self.stream is None:
-            self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+            self.stream = torch.cuda.Stream(device)
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(device))  # the network has been made there
-        self.course = _course(job, self.pool, stop, show)
+            # Graphs of jobs that are done hold memory until it is asked for.
+            if 2 * torch.cuda.memory_reserved(device) > torch.cuda.get_device_properties(device).total_memory:
+                torch.cuda.empty_cache()
+        self.course = _course(job, stop, show)
 
     def go_on(self) -> Progress | None:
         """One more step, or one more look whether the device has ended an epoch; the progress if that was all."""
@@ -217,7 +219,7 @@ class _Place:
         return None
 
 
-def _course(job: Job, pool: Any, stop: Callable[[], bool], show: bool) -> Generator[None, None, Progress]:
+def _course(job: Job, stop: Callable[[], bool], show: bool) -> Generator[None, None, Progress]:
     """All of a job's training, as a generator that pauses after every step."""
     recipe = job.recipe
     check_batch(recipe, job.dataset)
@@ -227,7 +229,7 @@ def _course(job: Job, pool: Any, stop: Callable[[], bool], show: bool) -> Genera
         progress.history.append(job.on_epoch(progress))
     if progress.finished(recipe):
         return progress
-    step = _Step(job, optimiser, pool)
+    step = _Step(job, optimiser)
     saved = time.monotonic()
     with tqdm(total=recipe.epochs, initial=progress.epoch, desc="epochs", disable=not show, leave=False) as bar:
         while not progress.finished(recipe):
@@ -262,8 +264,8 @@ class _Step:
     are filled before every epoch: the host need not be asked in between.
     """
 
-    def __init__(self, job: Job, optimiser: torch.optim.SGD, pool: Any) -> None:
-        self.job, self.optimiser, self.pool = job, optimiser, pool
+    def __init__(self, job: Job, optimiser: torch.optim.SGD) -> None:
+        self.job, self.optimiser = job, optimiser
         recipe, y = job.recipe, job.dataset.y_train
         self.count = len(y) // recipe.batch_size
         self.device = y.device
@@ -367,7 +369,7 @@ class _Step:
             self.graph = torch.cuda.CUDAGraph()
             gc.disable()  # what it would free may not be freed while a graph is recorded
             try:
-                self.graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+                self.graph.capture_begin(capture_error_mode="thread_local")
                 try:
                     self._body()
                 finally:
