@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from geodesic import _dispatch, _progress, _workers, sweep
+from geodesic import _dispatch, _inline, _progress, _workers, sweep
 
 _SEVERAL = ("seed", "weight_decay", "learning_rate")  # settings of which `run` takes several values
 
@@ -77,6 +77,20 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--retries", type=_at_least(0), default=0, metavar="N", help="further attempts at a run that failed"
+    )
+    inside = parser.add_argument_group("on a bare machine: no notebooks, no papermill, no Dask")
+    inside.add_argument("--in-process", action="store_true", help="compute the runs in processes of this command")
+    inside.add_argument(
+        "--processes", type=_at_least(1), help="None takes one a core; beside a CUDA device, where they score, half"
+    )
+    inside.add_argument(
+        "--together", type=_at_least(1), default=8, metavar="N", help="networks in training at a time on a CUDA device"
+    )
+    inside.add_argument(
+        "--budget", type=_at_least(0, float), metavar="S", help="seconds after which the rest is left for later"
+    )
+    inside.add_argument(
+        "--order", nargs="+", default=[], metavar="SETTING", help="begin with the lowest values of these"
     )
     _add_place(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
@@ -195,10 +209,11 @@ def _sweep(options: argparse.Namespace) -> int:
     with contextlib.suppress(OSError):  # it saves time, no more
         sweep.keep_plan(grid)
     if todo:
-        names = [field.name for field in dataclasses.fields(_dispatch.Options)]
-        chosen = {name: getattr(options, name) for name in names if name != "show"}
-        ended = _dispatch.execute(grid, todo, _dispatch.Options(**chosen, show=not options.quiet), expected)
-        done |= {outcome.name: outcome for outcome in ended}
+        way = _inline if options.in_process else _dispatch
+        names = [field.name for field in dataclasses.fields(way.Options) if field.name != "show"]
+        chosen = way.Options(**{name: getattr(options, name) for name in names}, show=not options.quiet)
+        todo = _inline.ordered(todo, options.order)
+        done |= {outcome.name: outcome for outcome in way.execute(grid, todo, chosen, expected)}
     print(_progress.conclusion(grid, done))
     return int(any(outcome.status == "failed" for outcome in done.values()))
 

@@ -36,6 +36,7 @@ def run(
     root: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     download: bool = False,
+    dataset: Dataset | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
     stop: Callable[[], bool] | None = None,
     show: bool = False,
@@ -47,6 +48,7 @@ def run(
         root: where the data are (see `data.load`).
         device: where to run.
         download: fetch data that are not there.
+        dataset: the data, if they are loaded already and on the device.
         checkpoints: folder in which to keep an unfinished run's state, to continue from after an interruption.
         stop: asked after every epoch; where it says True before the last, the run ends there.
         show: draw a progress bar.
@@ -61,7 +63,9 @@ def run(
         ValueError: for settings that do not fit the data.
         Stopped: if `stop` ended the run; its checkpoint continues it.
     """
-    options = {"root": root, "device": device, "download": download, "checkpoints": checkpoints}
+    options = {
+        "root": root, "device": device, "download": download, "dataset": dataset, "checkpoints": checkpoints
+    }  # fmt: skip
     record = next(run_many([settings], **options, stop=stop, show=show), None)
     if record is None:
         raise Stopped(f"stopped before its {settings.epochs} epochs were over; its checkpoint continues it")
@@ -78,6 +82,7 @@ def run_many(
     root: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     download: bool = False,
+    dataset: Dataset | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
     together: int = 1,
     stop: Callable[[], bool] | None = None,
@@ -90,6 +95,7 @@ def run_many(
         root: see `run`.
         device: where to run.
         download: fetch data that are not there.
+        dataset: the data, if they are loaded already and on the device.
         checkpoints: see `run`.
         together: networks in training at a time on a CUDA device (see `training.train_many`).
         stop: see `run`.
@@ -102,8 +108,8 @@ def run_many(
         ValueError: for settings that do not fit the data.
     """
     for member, progress in train_many(
-        settings, root=root, device=device, download=download, checkpoints=checkpoints, together=together,
-        stop=stop, show=show,
+        settings, root=root, device=device, download=download, dataset=dataset, checkpoints=checkpoints,
+        together=together, stop=stop, show=show,
     ):  # fmt: skip
         yield member.record(progress) if progress.finished(member.settings) else None
 
@@ -114,6 +120,7 @@ def train_many(
     root: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     download: bool = False,
+    dataset: Dataset | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
     together: int = 1,
     stop: Callable[[], bool] | None = None,
@@ -128,12 +135,12 @@ def train_many(
     members: dict[int, Member] = {}
 
     def jobs() -> Iterator[Job]:
-        loaded: tuple[str, Dataset] | None = None
+        loaded = dataset
         for one in settings:
             clock = time.perf_counter()
-            if loaded is None or loaded[0] != one.dataset:
-                loaded = one.dataset, data.load(one.dataset, root, device=device, download=download)
-            member = _member(one, loaded[1], device, clock, together)
+            if loaded is None or (dataset is None and loaded.name != one.dataset):
+                loaded = data.load(one.dataset, root, device=device, download=download)
+            member = _member(one, loaded, device, clock, together)
             path = Path(checkpoints) / f"{records.name(one.to_dict())}.safetensors" if checkpoints else None
             job = Job(member.network, member.dataset, one, member.generator, member.on_epoch, path)
             members[id(job)] = member
