@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from geodesic import _dispatch, _inline, _progress, _workers, sweep
+from geodesic import sweep
+from geodesic.sweep import dispatch, inline, progress, worker
 
 _SEVERAL = ("seed", "weight_decay", "learning_rate")  # settings of which `run` takes several values
 
@@ -109,10 +110,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_aeot(parser: argparse.ArgumentParser) -> None:
-    from geodesic import aeot, aeot_runs
+    from geodesic import aeot
+    from geodesic.aeot import runs
 
     parser.set_defaults(command=_aeot)
-    parser.add_argument("--data", choices=list(aeot_runs.SETTINGS), default="mnist", help="what to learn")
+    parser.add_argument("--data", choices=list(runs.SETTINGS), default="mnist", help="what to learn")
     parser.add_argument("--methods", nargs="+", choices=aeot.METHODS, help="train these; None takes all")
     parser.add_argument("--seeds", nargs="+", type=_at_least(0), metavar="N", help="None takes the book's: 0 1 2")
     least = {"n": 2, "samples": 16, "steps": 1}
@@ -197,24 +199,24 @@ def _number(value: float | None) -> str:
 def _sweep(options: argparse.Namespace) -> int:
     grid = sweep.read(options.grid, options.out, options.root)
     done = {
-        run.name: _workers.judged(run.name, "reused", record)
+        run.name: worker.judged(run.name, "reused", record)
         for run in grid.runs
-        if (record := _workers.recorded(grid.out, run)) is not None
+        if (record := worker.recorded(grid.out, run)) is not None
     }
     todo = [run for run in grid.runs if run.name not in done]
-    expected = _progress.estimate(grid) if todo else {}
+    expected = progress.estimate(grid) if todo else {}
     if options.dry_run:
-        print(_progress.listing(grid, done, expected, options.workers or _dispatch.cores()))
+        print(progress.listing(grid, done, expected, options.workers or dispatch.cores()))
         return 0
     with contextlib.suppress(OSError):  # it saves time, no more
         sweep.keep_plan(grid)
     if todo:
-        way = _inline if options.in_process else _dispatch
+        way = inline if options.in_process else dispatch
         names = [field.name for field in dataclasses.fields(way.Options) if field.name != "show"]
         chosen = way.Options(**{name: getattr(options, name) for name in names}, show=not options.quiet)
-        todo = _inline.ordered(todo, options.order)
+        todo = inline.ordered(todo, options.order)
         done |= {outcome.name: outcome for outcome in way.execute(grid, todo, chosen, expected)}
-    print(_progress.conclusion(grid, done))
+    print(progress.conclusion(grid, done))
     return int(any(outcome.status == "failed" for outcome in done.values()))
 
 
@@ -232,9 +234,10 @@ def _report(options: argparse.Namespace) -> int:
 def _aeot(options: argparse.Namespace) -> int:
     from torchvision.io import write_png
 
-    from geodesic import aeot_runs, data, records
+    from geodesic import data, records
+    from geodesic.aeot import runs
 
-    settings = aeot_runs.SETTINGS[options.data]
+    settings = runs.SETTINGS[options.data]
     chosen = {key: getattr(options, key) for key in ("methods", "seeds", "n", "samples") if getattr(options, key)}
     settings = settings | chosen
     if options.steps:
@@ -246,13 +249,13 @@ def _aeot(options: argparse.Namespace) -> int:
     def follow(part: dict[str, Any]) -> None:
         print(f"seed {part['seed']} {part['method']}: {part['seconds']:.0f} s", file=sys.stderr, flush=True)
 
-    path = aeot_runs.run(settings, options.out, options.root, follow)
+    path = runs.run(settings, options.out, options.root, follow)
     record = records.read(path)
-    for name, scores in aeot_runs.rows(record):
+    for name, scores in runs.rows(record):
         print(f"{name}: " + ", ".join(f"{key} {score.mean:.3f} ± {score.sd:.3f}" for key, score in scores.items()))
     print(f"record: {path}")
     if "dataset" in settings:
-        write_png(aeot_runs.page(record), str(path.with_suffix(".png")))
+        write_png(runs.page(record), str(path.with_suffix(".png")))
         print(f"images, {', '.join(settings['methods'])} from the top: {path.with_suffix('.png')}")
     return 0
 

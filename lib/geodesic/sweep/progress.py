@@ -1,6 +1,6 @@
 """What a sweep shows: progress while it runs, the list of a dry run, the failures and the count at the end.
 
-Used by `_dispatch` and `python -m geodesic sweep`.
+Used by `dispatch` and `python -m geodesic sweep`.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from geodesic._workers import Outcome
-from geodesic.sweep import Grid
+from geodesic.sweep.grid import Grid
+from geodesic.sweep.worker import Outcome
 
 # Settings that do not change how long an epoch takes, and the number of epochs itself.
 _FREE = ("weight_decay", "learning_rate", "momentum", "schedule", "seed", "labels", "epochs")

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from geodesic import _workers
-from geodesic._progress import Display, outlook, pace, say
-from geodesic._workers import Outcome
-from geodesic.sweep import Grid, Run
+from geodesic.sweep import worker
+from geodesic.sweep.grid import Grid
+from geodesic.sweep.progress import Display, outlook, pace, say
+from geodesic.sweep.worker import Outcome, Run
 
 _LOOK = 0.05  # seconds between looks at what the processes have ended
 
@@ -76,7 +76,7 @@ def execute(grid: Grid, runs: Sequence[Run], options: Options, expected: Mapping
         raise ValueError(f"--in-process runs the book's experiment; {grid.notebook} is another notebook: leave it out")
     start = time.monotonic()
     settings = [run.settings for run in runs]
-    wrong = _workers.check(settings, options.root or "", options.device, options.download, os.getcwd())
+    wrong = worker.check(settings, options.root or "", options.device, options.download, os.getcwd())
     if wrong:
         raise ValueError(wrong)
     clock = _Clock(start, options.budget, dict(expected))
@@ -209,7 +209,7 @@ def _trained_here(out: Path, runs: Sequence[Run], options: Options, clock: _Cloc
             for run in runs:
                 if not clock.enough_for(run):
                     continue
-                if locks.enter_context(_workers.lock(out / "locks" / run.name)) is None:
+                if locks.enter_context(worker.lock(out / "locks" / run.name)) is None:
                     say(f"{run.label}: being computed by somebody else; passed over")
                     continue
                 under_way[run.name] = run, time.monotonic()
@@ -228,7 +228,7 @@ def _trained_here(out: Path, runs: Sequence[Run], options: Options, clock: _Cloc
             if progress.diverged:
                 record = member.record(progress)
                 records.write(record, out)
-                yield _workers.judged(run.name, "computed", record, round(time.monotonic() - since, 2))
+                yield worker.judged(run.name, "computed", record, round(time.monotonic() - since, 2))
             elif progress.finished(member.settings):
                 pool.put(run, held=True)
             yield from scored()
@@ -269,11 +269,11 @@ def _compute(
     from geodesic import experiment, records
 
     start = time.monotonic()
-    with contextlib.nullcontext(-1) if held else _workers.lock(out / "locks" / run.name) as lock:
+    with contextlib.nullcontext(-1) if held else worker.lock(out / "locks" / run.name) as lock:
         if lock is None:
             return Outcome(run.name, "left")
-        if (record := _workers.recorded(out, run)) is not None:
-            return _workers.judged(run.name, "reused", record)
+        if (record := worker.recorded(out, run)) is not None:
+            return worker.judged(run.name, "reused", record)
         try:
             record = experiment.run(
                 experiment.Settings.from_dict(run.settings), dataset=dataset(run.settings["dataset"]),
@@ -284,6 +284,6 @@ def _compute(
             return Outcome(run.name, "left")
         except Exception:  # of one run; the others go on
             lines = traceback.format_exc().strip().splitlines()
-            return Outcome(run.name, "failed", "error", lines=tuple(lines[-_workers.LAST_LINES :]))
+            return Outcome(run.name, "failed", "error", lines=tuple(lines[-worker.LAST_LINES :]))
         (out / "checkpoints" / f"{run.name}.safetensors").unlink(missing_ok=True)
-        return _workers.judged(run.name, "computed", record, round(time.monotonic() - start, 2))
+        return worker.judged(run.name, "computed", record, round(time.monotonic() - start, 2))
