@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from geodesic import experiment, records, sweep
@@ -20,7 +21,7 @@ def grid(tmp_path):
     def write(**settings):
         path = tmp_path / "grid.toml"
         lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in (SETTINGS | settings).items())
-        notebook = sweep.grid.Path(__file__).parents[1] / "notebooks" / "experiment.ipynb"
+        notebook = Path(__file__).parents[1] / "notebooks" / "experiment.ipynb"
         axes = '[axes]\nseed = [0, 1, 2]\nnetwork = ["resnet", "plain"]'
         path.write_text(f'notebook = "{notebook}"\nout = "records"\n[settings]\n{lines}\n{axes}\n', encoding="utf-8")
         return path
@@ -49,16 +50,17 @@ def test_nothing_of_the_books_tools_is_needed(grid):
     """With papermill, Dask and Jupyter forbidden in every process of the sweep."""
     code = textwrap.dedent("""
         import sys
+        TOOLS = {"papermill", "dask", "distributed", "nbformat", "jupyter_client", "ipykernel"}
         class Forbid:
             def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] in {"papermill", "dask", "distributed", "nbformat", "jupyter_client", "ipykernel"}:
+                if name.split(".")[0] in TOOLS:
                     raise ImportError(f"{name} is forbidden here")
         sys.meta_path.insert(0, Forbid())
     """)
     path = grid()
     (path.parent / "sitecustomize.py").write_text(code, encoding="utf-8")
     command = [sys.executable, "-m", "geodesic", "sweep", str(path), "--in-process", "--processes", "1", "--quiet"]
-    environment = {"PYTHONPATH": f"{path.parent}:{sweep.grid.Path(sweep.__file__).parents[2]}", "PATH": "/usr/bin:/bin"}
+    environment = {"PYTHONPATH": f"{path.parent}:{Path(sweep.__file__).parents[2]}", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert "6 computed, 0 failed" in done.stdout, done.stderr
     assert done.returncode == 0
