@@ -46,6 +46,23 @@ def test_the_records_are_those_of_experiment_run(grid, tmp_path, capsys):
     assert not list((tmp_path / "records" / "checkpoints").glob("*"))
 
 
+def test_where_one_process_trains_the_others_score_what_it_leaves(grid, tmp_path, capsys, monkeypatch):
+    """As on a CUDA device; one kind of run diverges and has nothing to score."""
+    monkeypatch.setattr(inline, "_trains_apart", lambda options: True)
+    path = grid()
+    path.write_text(
+        path.read_text() + "[[runs]]\n[[runs]]\nsettings = { learning_rate = 1e6, schedule = 'constant' }\n"
+    )
+    assert run(path, "--processes", 2) == 1
+    assert "12 runs: 0 reused, 6 computed, 6 failed" in capsys.readouterr().out
+    found = {records.name(record["settings"]): record for record in records.load(tmp_path / "records")}
+    assert sorted(record["status"] for record in found.values()).count("diverged") == 6
+    one = next(record for record in found.values() if record["status"] == "ok")
+    want = experiment.run(experiment.Settings.from_dict(one["settings"]))
+    assert one["final"] == json.loads(json.dumps(want["final"]))
+    assert not list((tmp_path / "records" / "checkpoints").glob("*"))
+
+
 def test_nothing_of_the_books_tools_is_needed(grid):
     """With papermill, Dask and Jupyter forbidden in every process of the sweep."""
     code = textwrap.dedent("""

@@ -173,15 +173,16 @@ class Member:
         """Scores of the first points of both parts; tracks of a few are kept in `progress`."""
         dataset, n = self.dataset, self.settings.eval_points
         self.network.eval()
-        with torch.inference_mode():
-            states = self.network.tracks(dataset.x_train[self.plane_points])
-        progress.snapshots |= {f"{k}.{progress.epoch}": probes.sketch(track) for k, track in enumerate(states)}
-        return {
-            "epoch": progress.epoch,
-            "seconds": self.seconds(progress),
-            "train": evaluate(self.network, dataset.x_train[:n], dataset.y_train[:n]),
-            "test": evaluate(self.network, dataset.x_test[:n], dataset.y_test[:n]),
-        }
+        if progress.epoch in _plane_epochs(self.settings):
+            with torch.inference_mode():
+                states = self.network.tracks(dataset.x_train[self.plane_points])
+            progress.snapshots |= {f"{k}.{progress.epoch}": probes.sketch(track) for k, track in enumerate(states)}
+        try:
+            train = evaluate(self.network, dataset.x_train[:n], dataset.y_train[:n])
+            test = evaluate(self.network, dataset.x_test[:n], dataset.y_test[:n])
+        except tracks.NotFiniteError as error:
+            raise training.DivergedError(str(error)) from error
+        return {"epoch": progress.epoch, "seconds": self.seconds(progress), "train": train, "test": test}
 
     def record(self, progress: Progress) -> records.Record:
         """Score the trained network; the whole record."""
@@ -314,19 +315,21 @@ def _transport(network: Network, x: Tensor, y: Tensor, settings: Settings, class
 
 
 def _plane(progress: Progress, labels: Tensor, settings: Settings) -> dict[str, Any]:
-    """Tracks of a few training points in the plane of the last epoch's principal axes.
-
-    Of seed 0, which figures draw, at up to eight epochs that lie even; of other seeds after the last one alone.
-    """
-    last = max(int(key.split(".")[1]) for key in progress.snapshots)
-    epochs = sorted({round(k * last / (_PLANE_EPOCHS - 1)) for k in range(_PLANE_EPOCHS)})
-    epochs = epochs if settings.seed == 0 else [last]
+    """Tracks of a few training points in the plane of the last epoch's principal axes."""
+    epochs = _plane_epochs(settings)
     stages = []
     for k in range(settings.stages):
-        centre, axes, share = probes.plane(progress.snapshots[f"{k}.{last}"].flatten(0, 1))
+        centre, axes, share = probes.plane(progress.snapshots[f"{k}.{epochs[-1]}"].flatten(0, 1))
         paths = [(progress.snapshots[f"{k}.{epoch}"] - centre) @ axes for epoch in epochs]
         stages.append({"variance_share": share, "tracks": [_rounded(path) for path in paths]})
     return {"labels": labels.tolist(), "epochs": epochs, "stages": stages}
+
+
+def _plane_epochs(settings: Settings) -> list[int]:
+    """Of seed 0, which figures draw, up to eight epochs that lie even; of other seeds the last one alone."""
+    if settings.seed:
+        return [settings.epochs]
+    return sorted({round(k * settings.epochs / (_PLANE_EPOCHS - 1)) for k in range(_PLANE_EPOCHS)})
 
 
 def _network(settings: Settings, dataset: Dataset, generator: torch.Generator) -> Network:

@@ -30,6 +30,10 @@ _BLOCK = 1 << 20  # bytes of a state that are scored at a time on a CPU: a few s
 Track = Float[Tensor, "steps n *state"] | Sequence[Float[Tensor, "n *state"]]
 
 
+class NotFiniteError(ValueError):
+    """A track holds infinite values or none: its network has diverged."""
+
+
 def line_shape_ratio(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, "n"]:
     """Length of the track over the distance of its ends, LSR = Σ_l ‖x_{l+1} − x_l‖ / ‖x_L − x_0‖, in [1, ∞].
 
@@ -245,7 +249,9 @@ def _require_steps(track: Track) -> Track:
 
 def _require_finite(states: Float[Tensor, "steps n d"]) -> Float[Tensor, "steps n d"]:
     if bad := int((~states.isfinite()).any(-1).any(0).sum()):
-        raise ValueError(f"{bad} of {states.shape[1]} tracks hold non-finite values; a diverged network has no score")
+        raise NotFiniteError(
+            f"{bad} of {states.shape[1]} tracks hold non-finite values; a diverged network has no score"
+        )
     return states
 
 

@@ -75,6 +75,10 @@ class Recipe:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {rule}")
 
 
+class DivergedError(RuntimeError):
+    """The loss of an epoch is finite, but what the network now makes of its data is not."""
+
+
 @dataclass
 class Progress:
     """What a training run has done so far; all of it is in the checkpoint."""
@@ -119,7 +123,8 @@ def train(
         dataset: its training set is used.
         recipe: step sizes, λ, epochs, precision.
         generator: CPU generator of the order of the points and the augmentation.
-        on_epoch: called before the first epoch and after each; what it returns (JSON) goes into the history. To the
+        on_epoch: called before the first epoch and after each; what it returns (JSON) goes into the history; it may
+            raise DivergedError, which ends the run as a non-finite loss does. To the
             entry of an epoch is added what training itself has seen: `running` (mean loss and accuracy over the
             augmented batches, each before its step) and `turn` (angle in radians by which a decayed weight turned in
             the epoch's last step, mean over weights).
@@ -247,7 +252,11 @@ def _course(job: Job, stop: Callable[[], bool], show: bool) -> Generator[None, N
             bar.update()
             bar.set_postfix(loss=f"{seen['running']['loss']:.4f}")
             if job.on_epoch:
-                progress.history.append(job.on_epoch(progress) | seen)
+                try:
+                    progress.history.append(job.on_epoch(progress) | seen)
+                except DivergedError:
+                    progress.diverged = True
+                    break
             over = progress.finished(recipe) or stop()
             if over or time.monotonic() - saved > _SAVE_EVERY:
                 _save(job.checkpoint, job.network, optimiser, job.generator, progress)

@@ -80,9 +80,9 @@ def execute(grid: Grid, runs: Sequence[Run], options: Options, expected: Mapping
     if wrong:
         raise ValueError(wrong)
     clock = _Clock(start, options.budget, dict(expected))
-    cuda = options.device.startswith("cuda")
+    apart = _trains_apart(options)
     cores = len(os.sched_getaffinity(0))
-    processes = min(options.processes or max(1, cores // 2 if cuda else cores), len(runs))
+    processes = min(options.processes or max(1, cores // 2 if apart else cores), len(runs))
     labels = {run.name: run.label for run in runs}
     if options.show:
         say(outlook(grid, list(labels), expected, processes))
@@ -90,7 +90,7 @@ def execute(grid: Grid, runs: Sequence[Run], options: Options, expected: Mapping
         Display(labels, expected, processes, options.show) as display,
         _Pool(grid.out, processes, options, clock.deadline) as pool,
     ):
-        course = _trained_here(grid.out, runs, options, clock, pool) if cuda else _trained_there(runs, clock, pool)
+        course = _trained_here(grid.out, runs, options, clock, pool) if apart else _trained_there(runs, clock, pool)
         ended = []
         for outcome in course:
             ended.append(outcome)
@@ -99,6 +99,11 @@ def execute(grid: Grid, runs: Sequence[Run], options: Options, expected: Mapping
                 display.ended(outcome)
             display.refresh(pool.busy, processes, 0)
     return [outcome for outcome in ended if outcome.status != "left"]
+
+
+def _trains_apart(options: Options) -> bool:
+    """Whether this process trains and the pool scores."""
+    return options.device.startswith("cuda")
 
 
 def _sortable(value: Any) -> tuple[str, Any]:
