@@ -3,11 +3,16 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
 
 import geodesic
 import pytest
-from geodesic import records
+from geodesic import records, settings, store
 
 
 def record(**settings):
@@ -68,6 +73,193 @@ def test_lists_of_numbers_stay_on_one_line(tmp_path):
     path = records.write(value, tmp_path)
     assert "[1.5, 2.25]" in path.read_text()
     assert records.read(path) == value
+
+
+@pytest.mark.parametrize("text", ["folder:pets [ v2 ]", "[\n 1,\n 2 ]", "a [ 1,   2 ] b", 'é ] \ud800 "[  ]"'])
+def test_strings_are_kept_as_they_are(tmp_path, text):
+    """The layout of lists is not looked for in what a string says."""
+    one = record(dataset=text) | {"notes": [text, text], "deep": {text: [[text], {}]}}
+    assert records.read(records.write(one, tmp_path)) == one
+
+
+def test_any_json_settings_are_read_back_under_their_own_name(tmp_path):
+    hypothesis = pytest.importorskip("hypothesis")
+    given, some = hypothesis.given, hypothesis.strategies
+    number = some.floats(allow_nan=False, allow_infinity=False) | some.integers(-(10**30), 10**30)
+    plain = some.none() | some.booleans() | number | some.text(some.characters())
+    value = some.recursive(plain, lambda v: some.lists(v) | some.dictionaries(some.text(), v) | some.tuples(v, v))
+
+    @hypothesis.settings(max_examples=300, deadline=None)
+    @given(some.dictionaries(some.text(), value), value)
+    def holds(chosen, beside):
+        path = records.write(record() | {"settings": chosen, "beside": beside}, tmp_path)
+        back = records.read(path)
+        assert path.stem == records.name(chosen) == records.name(back["settings"])
+        assert back["settings"] == json.loads(json.dumps(chosen))
+        assert back["beside"] == json.loads(json.dumps(beside))
+        assert records.find(tmp_path, back["settings"]) == (back, "")
+        assert records.write(back, tmp_path) == path
+        path.unlink()
+
+    holds()
+
+
+FIRST = {  # the settings of the first edition, which are in every name
+    "weight_decay", "epochs", "batch_size", "learning_rate", "momentum", "schedule", "augment", "precision", "dataset",
+    "network", "norm", "stages", "depth", "width", "seed", "labels", "n_train", "n_test", "eval_points", "ots_points",
+    "plane_points",
+}  # fmt: skip
+
+
+def test_a_setting_that_comes_later_is_left_out_of_the_name_at_its_default():
+    """Who adds a field to Settings adds it to records.LATER with that default, or every record loses its name."""
+    assert {field.name for field in fields(settings.Settings)} == FIRST | records.LATER.keys()
+    defaults = settings.Settings().to_dict()
+    assert {key: defaults[key] for key in records.LATER} == records.LATER
+
+
+def test_records_keep_their_names_when_a_setting_is_added(tmp_path, monkeypatch):
+    old = settings.Settings().to_dict()
+    path = records.write(record() | {"settings": old}, tmp_path)
+    monkeypatch.setitem(records.LATER, "decay", "weights")
+    new = old | {"decay": "weights"}
+    assert records.name(new) == records.name(old) == path.stem
+    assert records.name(old | {"decay": "all"}) != path.stem
+    assert records.read(path)["settings"] == new  # complete
+    found, why = records.find(tmp_path, new)
+    assert (found["settings"], why) == (new, "")
+    assert records.find(tmp_path, old | {"decay": "all"}) == (None, "")
+    other = {"notebook": "mine", "decay": "weights"}  # another notebook's settings are its own
+    assert records.name(other) != records.name({"notebook": "mine"})
+
+
+UNSOUND = {
+    "null": "holds null, not a record",
+    "5": "holds 5, not a record",
+    "[]": "holds [], not a record",
+    "{": "is not a whole record",
+    '{"settings": {}, "final": null, "provenance": {"seconds": 1}}': "lacks status",
+    '{"settings": [], "status": "ok", "final": null, "provenance": {"seconds": 1}}': "has settings []",
+    '{"settings": {}, "status": null, "final": null, "provenance": {"seconds": 1}}': "has status null",
+    '{"settings": {}, "status": "ok", "final": null, "provenance": null}': "has provenance null",
+    '{"settings": {}, "status": "ok", "final": null, "provenance": {"seconds": null}}': "has seconds null in its prov",
+    '{"schema": 99, "settings": {}, "status": "ok", "final": null, "provenance": {"seconds": 1}}': "has schema 99",
+}
+
+
+@pytest.mark.parametrize(("text", "words"), UNSOUND.items(), ids=UNSOUND.values())
+def test_what_is_no_record_is_named_by_everyone_and_counted_by_none(tmp_path, text, words):
+    good = records.write(record(), tmp_path)
+    chosen = {"x": 1}
+    path = tmp_path / f"{records.name(chosen)}.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words.replace("[", r"\[")):
+        records.read(path)
+    with pytest.raises(ValueError, match=path.name):
+        records.rows(tmp_path)
+    found, why = records.find(tmp_path, chosen)
+    assert found is None
+    assert f"{path} {words}" in why
+    with pytest.warns(store.Note, match=f"not counted: .*{path.name}"):
+        left = list(records.load(tmp_path, strict=False))
+    assert left == [records.read(good)]
+
+
+def test_a_run_without_its_scores_is_no_record(tmp_path):
+    chosen = settings.Settings().to_dict()
+    for final in (5, {}, {"train": record()["final"]["train"]}, {"train": {}, "test": {}}):
+        path = tmp_path / f"{records.name(chosen)}.json"
+        path.write_text(json.dumps(record() | {"settings": chosen, "final": final}))
+        assert "lacks accuracy, loss, stages of the t" in records.find(tmp_path, chosen)[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "asked", "words"),
+    [
+        ({}, {}, None),
+        ({}, {"data": "a"}, None),
+        ({}, {"data": "b"}, "was made from other data: fingerprint a, not b"),
+        ({"geodesic": "99.0.0"}, {}, "was made by geodesic 99.0, not geodesic "),
+        ({"geodesic": None}, {}, "was made by geodesic None, not geodesic "),
+        ({"code": "1234"}, {}, "was made by 1234, not geodesic "),
+        ({"code": "1234"}, {"code": "1234"}, None),
+    ],
+)
+def test_a_record_stands_for_a_run_of_its_data_and_code_only(tmp_path, change, asked, words):
+    one = record()
+    one["provenance"] |= change
+    path = records.write(one, tmp_path)
+    found, why = records.find(tmp_path, one["settings"], **asked)
+    assert (found == one) == (words is None)
+    assert (words or "") in why
+    assert (str(path) in why) == (words is not None)
+
+
+def test_a_record_under_another_name_is_not_reused(tmp_path):
+    path = records.write(record(), tmp_path)
+    shutil.copy(path, tmp_path / f"{records.name({'x': 1})}.json")
+    assert "holds other settings" in records.find(tmp_path, {"x": 1})[1]
+
+
+def test_the_checkpoint_goes_with_the_record_that_ends_the_run(tmp_path):
+    unfinished = records.checkpoint(record()["settings"], tmp_path / "unfinished")
+    store.write(unfinished, "weights")
+    records.write(record(seed=1), tmp_path, tmp_path / "unfinished")
+    assert unfinished.exists()
+    records.write(record(), tmp_path, tmp_path / "unfinished")
+    assert not unfinished.exists()
+
+
+def _full(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_leaves_the_record_elsewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "write", _full)
+    monkeypatch.setattr(records.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(OSError, match=r"could not be written to .*out \(No space left on device\); it is in ") as caught:
+        records.keep(record(), tmp_path / "out")
+    (kept,) = tmp_path.glob("geodesic-*.json")
+    assert f"{kept}: move it to {tmp_path / 'out' / records.name(record()['settings'])}.json" in str(caught.value)
+    assert records.read(kept) == record()
+    monkeypatch.setattr(records.tempfile, "mkstemp", _full)
+    with pytest.raises(OSError, match="its text stands above"):
+        records.keep(record(), tmp_path / "out")
+    assert json.loads(capsys.readouterr().err) == record()
+
+
+def _git(folder, *arguments):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_the_commit_is_that_of_the_checkout_that_holds_the_package(tmp_path, monkeypatch):
+    """A package in the environment of another repository is not of its commits; one that is tracked there is."""
+    inside = tmp_path / "env" / "geodesic" / "records.py"
+    inside.parent.mkdir(parents=True)
+    inside.write_text("")
+    (tmp_path / ".gitignore").write_text("env\n")
+    assert records._commit(inside) is None
+    _git(tmp_path, "init", "-q")
+    _git(tmp_path, "add", ".gitignore")
+    _git(tmp_path, "commit", "-qm", "theirs")
+    assert records._commit(inside) is None
+    monkeypatch.setenv("GIT_DIR", str(records.ROOT / ".git"))  # as in a hook of another repository
+    assert records._commit(inside) is None
+    monkeypatch.delenv("GIT_DIR")
+    _git(tmp_path, "add", "-f", str(inside))
+    _git(tmp_path, "commit", "-qm", "vendored")
+    found = records._commit(inside)
+    assert len(found) == 12
+    inside.write_text("changed")
+    assert records._commit(inside) == found + "+"
+
+
+def test_records_are_read_without_torch():
+    """A finished sweep, and its workers, need not wait for it."""
+    code = "import sys; from geodesic import records; sys.exit('torch' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(records.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
 
 def test_refuses_a_record_cut_in_half(tmp_path):
@@ -146,6 +338,50 @@ def test_rows_of_several_stages_hold_lists(tmp_path):
     two["final"]["test"]["stages"] *= 2
     records.write(two, tmp_path)
     assert records.rows(tmp_path)[0]["lss_mean"] == [1.5, 1.5]
+
+
+def test_the_frame_has_a_row_for_each_run_stage_and_part(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    two, gone = record(stages=2, points=[1, 2]), record(stages=2, seed=1) | {"status": "diverged", "final": None}
+    stages = two["final"]["test"]["stages"] * 2
+    stages = [
+        stage | {"lss_mean": k, "segment_shares": [0.25, 0.75], "pace": {"even": k}} for k, stage in enumerate(stages)
+    ]
+    two["final"] = {
+        "train": two["final"]["train"] | {"stages": stages},
+        "test": two["final"]["test"] | {"stages": stages},
+    }
+    records.write(two, tmp_path)
+    records.write(gone, tmp_path)
+    records.write(record() | {"settings": {"notebook": "mine"}, "final": {"square": 4}}, tmp_path)
+    frame = records.frame(tmp_path)
+    assert isinstance(frame, pandas.DataFrame)
+    runs = frame[frame["dataset"] == "digits"]
+    assert len(runs) == 2 * 2 * 2
+    assert not runs.duplicated(["run", "part", "stage"]).any()
+    mine = runs[runs["run"] == records.name(two["settings"])].set_index(["part", "stage"])
+    assert mine.loc[("test", 2), ["lss_mean", "ots_share", "ots_n", "segment_share_2", "pace_even"]].tolist() == [
+        1, 0.5, 10, 0.75, 1,
+    ]  # fmt: skip
+    assert mine.loc[("train", 1), ["accuracy", "seconds", "points"]].tolist() == [0.8, 1.0, (1, 2)]
+    other = runs[runs["run"] == records.name(gone["settings"])]
+    assert other["lss_mean"].isna().all()
+    assert set(other["status"]) == {"diverged"}
+    assert frame.loc[frame["notebook"] == "mine", "square"].tolist() == [4.0]
+
+
+def test_the_frame_says_the_same_as_the_rows():
+    """On the committed records of a chapter, where every run has one stage."""
+    pytest.importorskip("pandas")
+    frame = records.frame(records.RESULTS / "mnist")
+    for part in ("train", "test"):
+        mine = frame[frame["part"] == part].set_index("run")
+        rows = records.rows(records.RESULTS / "mnist", part)
+        assert len(mine) == len(rows)
+        for row in rows:
+            line = mine.loc[records.name({key: row[key] for key in FIRST})]
+            for key in ("lss_mean", "ots_share", "displacement_squared", "status"):
+                assert line[key] == row[key] or (row[key] is None and line.isna()[key])
 
 
 def test_rows_refuse_another_part(tmp_path):

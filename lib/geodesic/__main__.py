@@ -9,15 +9,19 @@ import contextlib
 import dataclasses
 import itertools
 import sys
+import time
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from geodesic import sweep
+from geodesic import store, sweep
 from geodesic.sweep import dispatch, inline, progress, worker
 
 _SEVERAL = ("seed", "weight_decay", "learning_rate")  # settings of which `run` takes several values
+_LOOK_AGAIN = 2.0  # seconds between looks at a run that another process computes
+_FEW = 5  # void records that a sweep names one by one
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,14 +35,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name in arguments[:1]:
             add(command)
     options = parser.parse_args(arguments)
-    try:
-        return options.command(options)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"geodesic: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("geodesic: interrupted; what is finished is kept, the same command continues", file=sys.stderr)
-        return 130
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return options.command(options)
+        except (ValueError, OSError, RuntimeError) as error:
+            _say(str(error))
+            return 2
+        except KeyboardInterrupt:
+            _say("interrupted; what is finished is kept, the same command continues")
+            return 130
+
+
+def _say(line: str) -> None:
+    print(f"geodesic: {line}", file=sys.stderr, flush=True)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+    """A note of ours as one line; other libraries' warnings as Python shows them."""
+    if issubclass(category, store.Note):
+        _say(str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, *place[:2]))
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -163,18 +181,57 @@ def _run(options: argparse.Namespace) -> int:
     names = [field.name for field in dataclasses.fields(experiment.Settings) if field.name not in _SEVERAL]
     fixed = {name: getattr(options, name) for name in names}
     rows = itertools.product(*(getattr(options, name) for name in _SEVERAL))
-    settings = [experiment.Settings.from_dict(fixed | dict(zip(_SEVERAL, row, strict=True))) for row in rows]
-    missing = []
-    for one in settings:
-        path = options.out / f"{records.name(one.to_dict())}.json"
-        if path.exists():
-            print(f"{_summary(records.read(path))}\nrecord reused: {path}")
-        else:
-            missing.append(one)
+    every = [experiment.Settings.from_dict(fixed | dict(zip(_SEVERAL, row, strict=True))) for row in rows]
+    asked = {records.name(one.to_dict()): one for one in every}  # a run that is asked for twice is one
+    data = sweep.fingerprints([options.dataset], options.root).get(options.dataset)
+    pending = {name: one for name, one in asked.items() if not _reused(options.out, one, data, quietly=True)}
+    return _compute(options, pending, data) if pending else 0
+
+
+def _compute(options: argparse.Namespace, pending: dict[str, Any], data: str | None) -> int:
+    """Compute every run that nobody else computes, and wait for the others' records; 2 if one could not be written."""
+    from geodesic import experiment, records
+
     place = {name: getattr(options, name) for name in ("root", "device", "download", "checkpoints")}
-    for record in experiment.run_many(missing, **place, show=not options.quiet) if missing else ():
-        print(f"{_summary(record)}\nrecord written: {records.write(record, options.out)}", flush=True)
-    return 0
+    lost, told = 0, False
+    with contextlib.ExitStack() as folders:
+        folders.enter_context(store.writable(options.out, "the records"))
+        locks = folders.enter_context(store.writable(options.out / "locks", "the locks"))
+        if options.checkpoints:
+            folders.enter_context(store.writable(options.checkpoints, "the checkpoints"))
+        while pending:
+            with contextlib.ExitStack() as held:
+                own = {name: held.enter_context(contextlib.ExitStack()) for name in pending}
+                locked = {name: own[name].enter_context(store.lock(locks / name, remove=True)) for name in pending}
+                free = {name: one for name, one in pending.items() if locked[name] is not None}
+                todo = [one for one in free.values() if not _reused(options.out, one, data)]
+                for record in experiment.run_many(todo, **place, show=not options.quiet) if todo else ():
+                    try:
+                        path = records.keep(record, options.out, options.checkpoints)
+                        print(f"{_summary(record)}\nrecord written: {path}", flush=True)
+                    except OSError as error:
+                        _say(str(error))
+                        lost += 1
+                    own[records.name(record["settings"])].close()
+            pending = {name: one for name, one in pending.items() if name not in free}
+            if pending and not told:
+                _say("some runs are being computed by another process; waiting for their records")
+                told = True
+            if pending and not free:
+                time.sleep(_LOOK_AGAIN)
+    return 2 if lost else 0
+
+
+def _reused(folder: Path, one: Any, data: str | None, quietly: bool = False) -> bool:
+    """Whether the record of a run is there, and may stand for it; says so, or why not."""
+    from geodesic import records
+
+    record, why = records.find(folder, one.to_dict(), data=data)
+    if record is not None:
+        print(f"{_summary(record)}\nrecord reused: {folder / records.name(one.to_dict())}.json")
+    elif why and not quietly:
+        _say(f"{why}; it is computed again")
+    return record is not None
 
 
 def _summary(record: dict[str, Any]) -> str:
@@ -184,8 +241,8 @@ def _summary(record: dict[str, Any]) -> str:
     if final is None:
         return head
     stages = [
-        f"LSS {_number(stage['lss_mean'])}, LSR {_number(stage['lsr_mean'])}"
-        + "".join(f", OTS {_number(ots['share'])} at n={ots['n']}" for ots in stage["ots"][-1:])
+        f"LSS {_number(stage.get('lss_mean'))}, LSR {_number(stage.get('lsr_mean'))}"
+        + "".join(f", OTS {_number(ots['share'])} at n={ots['n']}" for ots in stage.get("ots", [])[-1:])
         for stage in final["test"]["stages"]
     ]
     accuracies = ", ".join(f"{part} accuracy {final[part]['accuracy']:.2%}" for part in ("train", "test"))
@@ -198,11 +255,15 @@ def _number(value: float | None) -> str:
 
 def _sweep(options: argparse.Namespace) -> int:
     grid = sweep.read(options.grid, options.out, options.root)
-    done = {
-        run.name: worker.judged(run.name, "reused", record)
-        for run in grid.runs
-        if (record := worker.recorded(grid.out, run)) is not None
-    }
+    done, void = {}, []
+    for run in grid.runs:
+        record, why = worker.find(grid.out, run)
+        if record is not None:
+            done[run.name] = worker.judged(run.name, "reused", record)
+        elif why:
+            void.append(f"{why}; it is computed again")
+    for line in [*void[:_FEW], *([f"… and {len(void) - _FEW} records more"] if len(void) > _FEW else [])]:
+        _say(line)
     todo = [run for run in grid.runs if run.name not in done]
     expected = progress.estimate(grid) if todo else {}
     if options.dry_run:

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -142,7 +141,7 @@ def train_many(
             if loaded is None or (dataset is None and loaded.name != one.dataset):
                 loaded = data.load(one.dataset, root, device=device, download=download)
             member = _member(one, loaded, device, clock, together)
-            path = Path(checkpoints) / f"{records.name(one.to_dict())}.safetensors" if checkpoints else None
+            path = records.checkpoint(one.to_dict(), checkpoints) if checkpoints else None
             job = Job(member.network, member.dataset, one, member.generator, member.on_epoch, path)
             members[id(job)] = member
             yield job
@@ -196,6 +195,7 @@ class Member:
             about["together"] = self.together
         labels = self.dataset.y_train[self.plane_points]
         record = {
+            "schema": records.SCHEMA,
             "settings": self.settings.to_dict(),
             "status": status,
             "epochs": progress.history,

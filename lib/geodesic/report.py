@@ -10,7 +10,7 @@ import io
 import math
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,16 @@ class Table:
 def rows(folder: str | os.PathLike[str], part: str = "test") -> list[Row]:
     """A flat dict for every record, with single numbers only: the mean over stages, a column for each segment's share.
 
-    Records of other notebooks give their settings, and the numbers that the notebook displayed.
+    Records of other notebooks give their settings, and the numbers that the notebook displayed. A file that is not a
+    whole record is named in a warning and not counted.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: for another part, or a file that is not a whole record.
+        ValueError: for another part, or records that may not stand in one table (see `records.load`).
     """
     if part not in ("train", "test"):
         raise ValueError(f"part={part!r} must be 'train' or 'test'")
-    return [_flat(record, part) for record in records.load(folder)]
+    return [_flat(record, part) for record in records.load(folder, strict=False)]
 
 
 def table(
@@ -194,21 +195,26 @@ def _counted(body: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _flat(record: records.Record, part: str) -> Row:
-    final = record["final"]
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in record["settings"].items()}
-    if "dataset" not in settings or (final is not None and part not in final):
-        shown = final if isinstance(final, Mapping) else {}
-        numbers = {key: float(value) for key, value in shown.items() if type(value) in (int, float)}
-        row = {"status": record["status"], "seconds": float(record["provenance"]["seconds"]), **numbers}
-        return settings | row | {"_settings": tuple(settings)}
-    row = records._row(record, part)
-    for k, share in enumerate(row["segment_shares"] or [] if settings["stages"] == 1 else [], 1):
-        row[f"segment_share_{k}"] = share
-    for key, value in row.items():
-        if isinstance(value, list) and key not in settings:
-            known = [item for item in value if isinstance(item, float | int)]
-            row[key] = statistics.fmean(known) if known else None
-    return row | settings | {"_settings": tuple(settings)}
+    """The lines of a record on one part as one row: the mean over the stages, where several were scored."""
+    lines = [line for line in records.lines(record) if line.get("part", part) == part]
+    settings = {key: lines[0][key] for key in record["settings"]}
+    row = {key: _mean([line.get(key) for line in lines]) for line in lines for key in line if key not in _PLACE}
+    row |= {"status": record["status"]} | settings
+    if "part" in lines[0]:
+        for where in ("train", "test"):
+            measured = record["final"][where] if record["final"] else {}
+            row |= {f"{where}_{key}": measured.get(key) for key in ("accuracy", "loss")}
+        if len(lines) > 1:  # the stages' blocks are not each other's
+            row = {key: value for key, value in row.items() if not key.startswith("segment_share_")}
+    return row | {"_settings": tuple(settings)}
+
+
+_PLACE = ("run", "part", "stage", "accuracy", "loss", "device")
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    known = [value for value in values if isinstance(value, float | int)]
+    return statistics.fmean(known) if known else None
 
 
 def _settings(found: Sequence[Row]) -> list[str]:

@@ -8,23 +8,20 @@ by side. Source: arXiv:2102.09235, eqs 13–14 (its optimiser is not known).
 
 import contextlib
 import gc
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from geodesic import checkpoints
 from geodesic.data import Dataset
 from geodesic.networks import Network
 
@@ -229,7 +226,9 @@ def _course(job: Job, stop: Callable[[], bool], show: bool) -> Generator[None, N
     recipe = job.recipe
     check_batch(recipe, job.dataset)
     optimiser = _optimiser(job.network, recipe)
-    progress = _restore(job.checkpoint, job.network, optimiser, job.generator) or Progress()
+    about = asdict(recipe) | {"points": len(job.dataset.y_train)}
+    identity = checkpoints.identity(job.dataset.fingerprint, about, job.dataset.y_train.device)
+    progress = _restore(job, optimiser, identity)
     if not progress.history and job.on_epoch:
         progress.history.append(job.on_epoch(progress))
     if progress.finished(recipe):
@@ -259,7 +258,8 @@ def _course(job: Job, stop: Callable[[], bool], show: bool) -> Generator[None, N
                     break
             over = progress.finished(recipe) or stop()
             if over or time.monotonic() - saved > _SAVE_EVERY:
-                _save(job.checkpoint, job.network, optimiser, job.generator, progress)
+                momenta = _momenta(job.network, optimiser)
+                checkpoints.save(job.checkpoint, job.network, momenta, job.generator, progress, identity)
                 saved = time.monotonic()
             if over:
                 break
@@ -465,49 +465,17 @@ def augment(
     return padded[points, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _save(
-    checkpoint: Path | None,
-    network: Network,
-    optimiser: torch.optim.SGD,
-    generator: torch.Generator,
-    progress: Progress,
-) -> None:
-    """Write network, momentum, random state and history as one safetensors file, atomically."""
-    if checkpoint is None:
-        return
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    for name, p in network.named_parameters():
-        if (momentum := optimiser.state[p].get("momentum_buffer")) is not None:
-            tensors[f"momentum.{name}"] = momentum
-    tensors |= {f"snapshot.{name}": value for name, value in progress.snapshots.items()}
-    tensors["generator"] = generator.get_state()
-    about = {"epoch": str(progress.epoch), "history": json.dumps(progress.history)}
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    partial = checkpoint.with_suffix(f".{os.getpid()}.partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, about)
-    os.replace(partial, checkpoint)
+def _restore(job: Job, optimiser: torch.optim.SGD, identity: dict[str, str]) -> Progress:
+    """Put a job back where its checkpoint left it, or at its beginning."""
+    saved = checkpoints.restore(job.checkpoint, job.network, job.generator, identity)
+    if saved is None:
+        return Progress()
+    momenta = _momenta(job.network, optimiser)
+    for name, value in saved.optimiser.items():
+        momenta[name].copy_(value)
+    return Progress(saved.epoch, saved.history, saved.snapshots)
 
 
-def _restore(
-    checkpoint: Path | None, network: Network, optimiser: torch.optim.SGD, generator: torch.Generator
-) -> Progress | None:
-    """Continue from a checkpoint; None if there is none, or it cannot be read (the run then starts afresh)."""
-    if checkpoint is None or not checkpoint.exists():
-        return None
-    try:
-        with safe_open(checkpoint, "pt") as file:
-            about = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError:
-        return None
-    network.load_state_dict(_under("network.", tensors))
-    momenta = _under("momentum.", tensors)
-    for name, p in network.named_parameters():
-        if name in momenta:
-            optimiser.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momenta[name])  # in memory as p is
-    generator.set_state(tensors["generator"])
-    return Progress(int(about["epoch"]), json.loads(about["history"]), _under("snapshot.", tensors))
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _momenta(network: Network, optimiser: torch.optim.SGD) -> dict[str, Tensor]:
+    """Heavy-ball momenta by the name of their parameter."""
+    return {name: optimiser.state[p]["momentum_buffer"] for name, p in network.named_parameters()}

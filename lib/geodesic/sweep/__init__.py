@@ -14,7 +14,7 @@ The names of `grid` are handed on; the other modules are imported by name: readi
 nor Dask.
 """
 
-from geodesic.sweep.grid import CONTROLS, Grid, check, keep_plan, parameters, read
+from geodesic.sweep.grid import CONTROLS, Grid, check, fingerprints, keep_plan, parameters, read
 from geodesic.sweep.worker import Run
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Grid",
     "Run",
     "check",
+    "fingerprints",
     "keep_plan",
     "parameters",
     "read",

@@ -15,7 +15,6 @@ before, so that a finished sweep is recognised at once. What runs where is the b
 import ast
 import contextlib
 import difflib
-import hashlib
 import itertools
 import json
 import os
@@ -28,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import geodesic
+from geodesic import records, store
 from geodesic.sweep import worker
 from geodesic.sweep.worker import Run
 
 CONTROLS = ("out", "checkpoints", "root", "device", "download")  # parameters that say where to run, not what
-_SIGNATURE = {"dataset", "network", "weight_decay", "epochs", "seed"}  # a notebook with these is an experiment
 _ENTRIES = ("notebook", "out", "settings", "axes", "runs")
 _WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", list: "a list"}
 
@@ -51,7 +50,7 @@ class Grid:
     @property
     def experiment(self) -> bool:
         """Whether the notebook is one of `experiment.Settings`; any other writes no record of its own."""
-        return set(self.parameters) >= _SIGNATURE
+        return set(self.parameters) >= records.EXPERIMENT
 
 
 def read(
@@ -81,8 +80,8 @@ def read(
     every = _planned(out, path, digest) or _expand(path, document, notebook, declared)
     varying = [key for key in every[0]["settings"] if len({repr(one["settings"][key]) for one in every}) > 1]
     code = _code(notebook, declared)
-    named = [one["settings"].get("dataset") if declared.keys() >= _SIGNATURE else None for one in every]
-    data = _fingerprints(named, root)
+    named = [one["settings"].get("dataset") if declared.keys() >= records.EXPERIMENT else None for one in every]
+    data = fingerprints(named, root)
     runs = tuple(
         Run(**one, label=_label(one, varying), code=code, data=data.get(name))
         for one, name in zip(every, named, strict=True)
@@ -168,15 +167,15 @@ def _targets(node: Any) -> list[str]:
 
 
 def _code(notebook: Path, declared: Mapping[str, Any]) -> str:
-    """The code that decides the numbers, see `worker.made_by`: the library's, or a notebook's own."""
-    if declared.keys() >= _SIGNATURE:
-        return worker.made_by({"geodesic": geodesic.__version__})
+    """The code that decides the numbers, see `records.made_by`: the library's, or a notebook's own."""
+    if declared.keys() >= records.EXPERIMENT:
+        return records.made_by({"geodesic": geodesic.__version__})
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
+    return store.digest(json.dumps(sources))
 
 
-def _fingerprints(names: Iterable[str | None], root: str | os.PathLike[str] | None) -> dict[str | None, str]:
+def fingerprints(names: Iterable[str | None], root: str | os.PathLike[str] | None) -> dict[str | None, str]:
     """Fingerprints of the image folders that are here; other data sets are bundled, or downloaded with a checksum."""
     folders = {name for name in names if name and name.startswith("folder:")}
     if not folders:
@@ -205,18 +204,13 @@ def _planned(out: Path, path: Path, digest: str) -> list[dict[str, Any]] | None:
 
 def _digest(path: Path, notebook: Path) -> str:
     """Changes with the grid, the notebook and the library's source."""
-    digest = hashlib.sha256()
-    for file in (path, notebook, *sorted(Path(geodesic.__file__).parent.rglob("*.py"))):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    return store.digest(path, notebook, store.library())
 
 
 def _expand(
     path: Path, document: Mapping[str, Any], notebook: Path, declared: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Name and settings of every run, each once, in the order of the file."""
-    from geodesic import records
-
     kinds, complete = _schema(notebook, declared)
     found: dict[str, dict[str, Any]] = {}
     tables = document.get("runs", [{}])
@@ -248,7 +242,7 @@ def _expand(
 
 def _schema(notebook: Path, declared: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """Type of every setting, and the function that fills in the others' defaults."""
-    if not declared.keys() >= _SIGNATURE:
+    if not declared.keys() >= records.EXPERIMENT:
         defaults = {key: value for key, value in declared.items() if key not in CONTROLS}
         kinds = {key: Any if value is None else type(value) for key, value in defaults.items()}
         return kinds, lambda values: {"notebook": notebook.stem, **defaults, **values}

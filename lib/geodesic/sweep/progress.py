@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from geodesic import records
 from geodesic.sweep.grid import Grid
 from geodesic.sweep.worker import Outcome
 
@@ -40,11 +41,11 @@ def estimate(grid: Grid) -> dict[str, float]:
     past: dict[str, list[tuple[float, float]]] = {}
     for path in grid.out.glob("*.json"):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            settings, seconds = record["settings"], record["provenance"]["seconds"]
-            training = record["provenance"].get("training_seconds", 0.0)
-        except (OSError, ValueError, KeyError, TypeError):
+            record = records.read(path)
+        except (OSError, ValueError):
             continue
+        settings, seconds = record["settings"], record["provenance"]["seconds"]
+        training = record["provenance"].get("training_seconds") or 0.0
         epoch = training / settings["epochs"] if settings.get("epochs") else 0.0
         past.setdefault(pace(settings), []).append((seconds - training, epoch))
     medians = {key: [statistics.median(part) for part in zip(*times, strict=True)] for key, times in past.items()}

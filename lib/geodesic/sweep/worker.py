@@ -8,7 +8,6 @@ the lock stands exactly as long as somebody computes.
 """
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -18,12 +17,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import geodesic
+from geodesic import records, store
+from geodesic.store import lock, write_json
 
 LAST_LINES = 12  # of a failed run's output, kept in its row
 _NANNY_TRIM = "65536"  # bytes; distributed.nanny.pre-spawn-environ
@@ -79,9 +80,8 @@ def execute(job: Job) -> Outcome:
                 return Outcome(job.name, "busy")
             if (record := recorded(folder, job)) is not None:
                 return judged(job.name, "reused", record)
-            for place in (folder, folder / "checkpoints"):  # what a killed process was writing
-                for partial in place.glob(f"{job.name}.*.partial"):
-                    partial.unlink(missing_ok=True)
+            for place in (folder, folder / "checkpoints"):
+                store.clear_partial(place, job.name)
             outcome = _compute(job, folder, held)
             _note(folder, job, outcome)
             return outcome
@@ -89,23 +89,14 @@ def execute(job: Job) -> Outcome:
         return Outcome(job.name, "failed", "error", lines=(f"{type(error).__name__}: {error}",))
 
 
+def find(folder: Path, run: Run) -> tuple[dict[str, Any] | None, str]:
+    """The record of a run, if it is there, whole, and of the run's settings, code and data; else why not."""
+    return records.find(folder, run.settings, code=run.code, data=run.data)
+
+
 def recorded(folder: Path, run: Run) -> dict[str, Any] | None:
-    """The record of a run, if it is there, whole, and of the run's settings, code and data."""
-    try:
-        record = json.loads((folder / f"{run.name}.json").read_bytes())
-        provenance = record["provenance"]
-        same = record["settings"] == run.settings and made_by(provenance) == run.code
-        return record if same and run.data in (None, provenance.get("data_fingerprint")) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def made_by(provenance: Mapping[str, Any]) -> str:
-    """The code that matters for a record: the package's version, as far as it decides numbers (`geodesic.computes`).
-
-    A notebook that is not the book's experiment computes by itself; its records say so with a digest of its cells.
-    """
-    return provenance.get("code") or f"geodesic {geodesic.computes(provenance['geodesic'])}"
+    """The record of a run, or None, see `find`."""
+    return find(folder, run)[0]
 
 
 def judged(name: str, status: str, record: Mapping[str, Any], seconds: float = 0.0) -> Outcome:
@@ -115,42 +106,6 @@ def judged(name: str, status: str, record: Mapping[str, Any], seconds: float = 0
     losses = [entry["train"]["loss"] for entry in record.get("epochs", [])]
     line = f"training loss by epoch: {', '.join('not finite' if loss is None else f'{loss:.3g}' for loss in losses)}"
     return Outcome(name, "failed", "diverged", seconds, (line,))
-
-
-@contextlib.contextmanager
-def lock(path: Path) -> Iterator[int | None]:
-    """Hold a lock and yield its file descriptor, or yield None if somebody else holds it.
-
-    The file says who took it last; it may be deleted when nothing runs.
-
-    Raises:
-        OSError: on a file system without locks.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        file.truncate(0)
-        file.write(f"{socket.gethostname()} {os.getpid()}\n")
-        file.flush()
-        yield file.fileno()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a small JSON file; a reader sees the whole of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
