@@ -88,9 +88,12 @@ def test_a_budget_ends_the_sweep_and_the_same_command_goes_on(grid, tmp_path, ca
     path = grid(epochs=100000)
     assert run(path, "--budget", 0, "--processes", 1) == 0
     assert "0 computed, 0 failed, 6 left for the same command" in capsys.readouterr().out
-    assert run(path, "--budget", 12, "--processes", 1) == 0
-    assert "0 computed, 0 failed, 6 left for the same command" in capsys.readouterr().out
-    assert len(list((tmp_path / "records" / "checkpoints").glob("*.safetensors"))) == 1
+    for budget in (8, 30, 90):  # on a busy machine a process may need all of a short one to start
+        assert run(path, "--budget", budget, "--processes", 1) == 0
+        assert "0 computed, 0 failed, 6 left for the same command" in capsys.readouterr().out
+        if kept := list((tmp_path / "records" / "checkpoints").glob("*.safetensors")):
+            break
+    assert len(kept) == 1
     assert not list((tmp_path / "records").glob("*.json"))
 
 

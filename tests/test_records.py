@@ -217,7 +217,9 @@ def _full(*_):
 def test_a_full_disk_leaves_the_record_elsewhere(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(store, "write", _full)
     monkeypatch.setattr(records.tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(OSError, match=r"could not be written to .*out \(No space left on device\); it is in ") as caught:
+    with pytest.raises(
+        OSError, match=r"could not be written to .*out \(No space left on device\); it is in "
+    ) as caught:
         records.keep(record(), tmp_path / "out")
     (kept,) = tmp_path.glob("geodesic-*.json")
     assert f"{kept}: move it to {tmp_path / 'out' / records.name(record()['settings'])}.json" in str(caught.value)

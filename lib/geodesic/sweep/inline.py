@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from geodesic import store
 from geodesic.sweep import worker
 from geodesic.sweep.grid import Grid
 from geodesic.sweep.progress import Display, outlook, pace, say
@@ -214,7 +215,7 @@ def _trained_here(out: Path, runs: Sequence[Run], options: Options, clock: _Cloc
             for run in runs:
                 if not clock.enough_for(run):
                     continue
-                if locks.enter_context(worker.lock(out / "locks" / run.name)) is None:
+                if locks.enter_context(store.lock(out / "locks" / run.name)) is None:
                     say(f"{run.label}: being computed by somebody else; passed over")
                     continue
                 under_way[run.name] = run, time.monotonic()
@@ -232,7 +233,7 @@ def _trained_here(out: Path, runs: Sequence[Run], options: Options, clock: _Cloc
             run, since = under_way[records.name(member.settings.to_dict())]
             if progress.diverged:
                 record = member.record(progress)
-                records.write(record, out)
+                records.keep(record, out, out / "checkpoints")
                 yield worker.judged(run.name, "computed", record, round(time.monotonic() - since, 2))
             elif progress.finished(member.settings):
                 pool.put(run, held=True)
@@ -274,7 +275,7 @@ def _compute(
     from geodesic import experiment, records
 
     start = time.monotonic()
-    with contextlib.nullcontext(-1) if held else worker.lock(out / "locks" / run.name) as lock:
+    with contextlib.nullcontext(-1) if held else store.lock(out / "locks" / run.name) as lock:
         if lock is None:
             return Outcome(run.name, "left")
         if (record := worker.recorded(out, run)) is not None:
@@ -284,11 +285,10 @@ def _compute(
                 experiment.Settings.from_dict(run.settings), dataset=dataset(run.settings["dataset"]),
                 device=options.device, checkpoints=out / "checkpoints", stop=stop,
             )  # fmt: skip
-            records.write(record, out)
+            records.keep(record, out, out / "checkpoints")
         except experiment.Stopped:
             return Outcome(run.name, "left")
         except Exception:  # of one run; the others go on
             lines = traceback.format_exc().strip().splitlines()
             return Outcome(run.name, "failed", "error", lines=tuple(lines[-worker.LAST_LINES :]))
-        (out / "checkpoints" / f"{run.name}.safetensors").unlink(missing_ok=True)
         return worker.judged(run.name, "computed", record, round(time.monotonic() - start, 2))
