@@ -128,57 +128,32 @@ def test_scores_do_not_depend_on_the_blocks_they_are_made_in(monkeypatch, genera
         accumulator.update([*track, track[0] / 0])
 
 
-def numbers(value, path=()):
-    """Every number of a record with its place in it."""
-    if isinstance(value, dict | list):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from numbers(item, (*path, key))
-    elif isinstance(value, int | float):
-        yield path, value
-
-
-def test_a_stack_gives_the_records_of_single_runs():
-    """λ, step size and seed differ, labels are shuffled by each one's seed, and the third diverges."""
-    common = SMALL | {"epochs": 1, "labels": "shuffled", "network": "plain"}
+def test_many_runs_give_the_records_of_single_runs():
+    """They may differ in anything; the data that they share are loaded once; the second diverges."""
     settings = [
-        Settings(**common, learning_rate=0.02),
-        Settings(**common, learning_rate=0.01, weight_decay=0.1, seed=1),
-        Settings(**common, learning_rate=1e6, seed=2),
+        Settings(**SMALL, learning_rate=0.02),
+        Settings(**SMALL | {"network": "plain", "seed": 2}, learning_rate=1e6),
+        Settings(**SMALL | {"epochs": 0, "depth": 2}),
     ]
-    together = list(experiment.run_many(settings, stack=True))
-    assert [record["status"] == "diverged" for record in together] == [False, False, True]
-    for one, got in zip(settings, together, strict=True):
-        want = experiment.run(one)
-        assert (got["settings"], got["status"]) == (want["settings"], want["status"])
-        assert got["provenance"]["stacked"] == 3
-        for part in ("epochs", "final"):
-            mine, theirs = dict(numbers(got[part])), dict(numbers(want[part]))
-            assert mine.keys() == theirs.keys()
-            for path in mine.keys() - {path for path in mine if path[-1] == "seconds"}:
-                # float32 over six steps; a share of 50 to 400 points may move by one of them
-                assert mine[path] == pytest.approx(theirs[path], rel=1e-2, abs=0.021), path
-
-
-def test_without_a_device_a_row_of_runs_is_single_runs(monkeypatch):
-    """The default on a CPU; the same code, so the same bits."""
-    monkeypatch.setattr(experiment.stacked, "train", lambda *_, **__: pytest.fail("stacked"))
-    settings = [Settings(**SMALL | {"epochs": 0}, seed=seed) for seed in range(2)]
     got = list(experiment.run_many(settings))
-    assert [record["final"] for record in got] == [experiment.run(one)["final"] for one in settings]
-    assert "stacked" not in got[0]["provenance"]
+    assert [record["status"] for record in got] == ["ok", "diverged", "ok"]
+    assert [record["settings"] for record in got] == [one.to_dict() for one in settings]
+    assert got[0]["final"] == experiment.run(settings[0])["final"]
 
 
-def test_a_row_of_runs_refuses_other_differences():
-    with pytest.raises(ValueError, match="2 kinds of run: settings may differ in seed, weight_decay, learning_rate"):
-        next(experiment.run_many([Settings(), Settings(width=16)]))
-    with pytest.raises(ValueError, match="0 kinds of run"):
-        next(experiment.run_many([]))
+def test_a_stopped_run_has_no_record(tmp_path):
+    """It ends after the epoch under way; asked again without a stop, the record is that of an unbroken run."""
+    settings = Settings(**SMALL)
+    with pytest.raises(experiment.Stopped, match="its checkpoint continues it"):
+        experiment.run(settings, checkpoints=tmp_path, stop=iter([False, True, True, True]).__next__)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    assert experiment.run(settings, checkpoints=tmp_path)["final"] == experiment.run(settings)["final"]
 
 
 def test_a_finished_checkpoint_is_not_trained_again(tmp_path, monkeypatch):
     settings = Settings(**SMALL)
     first = experiment.run(settings, checkpoints=tmp_path)
-    monkeypatch.setattr(experiment.training, "_train_epoch", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(experiment.training._Step, "__call__", lambda *_: pytest.fail("trained again"))
     assert experiment.run(settings, checkpoints=tmp_path)["final"] == first["final"]
 
 

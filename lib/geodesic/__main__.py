@@ -16,6 +16,8 @@ from typing import Any
 
 from geodesic import _dispatch, _progress, _workers, sweep
 
+_SEVERAL = ("seed", "weight_decay", "learning_rate")  # settings of which `run` takes several values
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, dispatch, and turn an error of the caller into one line on stderr and exit status 2."""
@@ -43,7 +45,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
     parser.set_defaults(command=_run)
     for field in dataclasses.fields(experiment.Settings):
-        several = field.name in experiment.FREE
+        several = field.name in _SEVERAL
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             help=field.metadata["help"] + "; several make a row of runs" * several,
@@ -142,10 +144,10 @@ def _kind(hint: Any) -> dict[str, Any]:
 def _run(options: argparse.Namespace) -> int:
     from geodesic import experiment, records
 
-    names = [field.name for field in dataclasses.fields(experiment.Settings) if field.name not in experiment.FREE]
+    names = [field.name for field in dataclasses.fields(experiment.Settings) if field.name not in _SEVERAL]
     fixed = {name: getattr(options, name) for name in names}
-    rows = itertools.product(*(getattr(options, name) for name in experiment.FREE))
-    settings = [experiment.Settings.from_dict(fixed | dict(zip(experiment.FREE, row, strict=True))) for row in rows]
+    rows = itertools.product(*(getattr(options, name) for name in _SEVERAL))
+    settings = [experiment.Settings.from_dict(fixed | dict(zip(_SEVERAL, row, strict=True))) for row in rows]
     missing = []
     for one in settings:
         path = options.out / f"{records.name(one.to_dict())}.json"

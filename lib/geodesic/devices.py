@@ -11,7 +11,7 @@ KINDS = ("cpu", "cuda")  # both have float64, and the code has been written for 
 
 
 def find(name: str | torch.device) -> torch.device:
-    """The device of that name.
+    """The device of that name. Convolutions on a CUDA device are set to true float32, as scores need them.
 
     Raises:
         ValueError: for a name torch does not know, a kind of device other than these, or one that is not there.
@@ -27,6 +27,8 @@ def find(name: str | torch.device) -> torch.device:
         raise ValueError(
             f"device {str(name)!r} is not there: {count} CUDA devices are; pass device='cpu' or leave it out"
         )
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # torch's default rounds their inputs to 10 bits
     return device
 
 

@@ -1,15 +1,15 @@
 """One run: train a network, score its tracks, and return the record.
 
 `run(Settings(...))` is the whole experiment; the notebook `notebooks/experiment.ipynb` and the command
-`python -m geodesic run` are shells around it. `run_many` is a row of them, which can be trained as one stack. Scores
-are computed in float32 whatever the precision of training.
+`python -m geodesic run` are shells around it. `run_many` does several, side by side on a CUDA device. Scores are
+computed in float32 whatever the precision of training.
 """
 
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from geodesic import data, devices, measure, networks, probes, records, stacked, training
+from geodesic import data, devices, measure, networks, probes, records, training
 from geodesic.data import Dataset
 from geodesic.networks import Network
 from geodesic.settings import Settings
-from geodesic.training import Progress
+from geodesic.training import Job, Progress
 
-FREE = ("seed", *stacked.FREE)  # what the runs of a row may differ in
 _COLLAPSED = 0.99  # a training loss above this share of the best constant answer's: nothing was learnt
 
 
@@ -34,6 +33,7 @@ def run(
     device: str | torch.device = "cpu",
     download: bool = False,
     checkpoints: str | os.PathLike[str] | None = None,
+    stop: Callable[[], bool] | None = None,
     show: bool = False,
 ) -> records.Record:
     """Train and score one network.
@@ -44,6 +44,7 @@ def run(
         device: where to run.
         download: fetch data that are not there.
         checkpoints: folder in which to keep an unfinished run's state, to continue from after an interruption.
+        stop: asked after every epoch; where it says True before the last, the run ends there.
         show: draw a progress bar.
 
     Returns:
@@ -54,79 +55,92 @@ def run(
 
     Raises:
         ValueError: for settings that do not fit the data.
+        Stopped: if `stop` ended the run; its checkpoint continues it.
     """
-    clock = time.perf_counter()
-    dataset, device = _data(settings, root, device, download)
-    member = _member(settings, dataset, device, clock)
-    progress = training.train(
-        member.network,
-        member.dataset,
-        settings,
-        generator=member.generator,
-        on_epoch=member.on_epoch,
-        checkpoint=Path(checkpoints) / f"{records.name(settings.to_dict())}.safetensors" if checkpoints else None,
-        show=show,
-    )
-    return member.record(progress, member.final(progress))
+    options = {"root": root, "device": device, "download": download, "checkpoints": checkpoints}
+    record = next(run_many([settings], **options, stop=stop, show=show), None)
+    if record is None:
+        raise Stopped(f"stopped before its {settings.epochs} epochs were over; its checkpoint continues it")
+    return record
+
+
+class Stopped(RuntimeError):
+    """A run was asked to end before its last epoch."""
 
 
 def run_many(
-    settings: Sequence[Settings],
+    settings: Iterable[Settings],
     *,
     root: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     download: bool = False,
     checkpoints: str | os.PathLike[str] | None = None,
-    stack: bool | None = None,
+    together: int = 1,
+    stop: Callable[[], bool] | None = None,
     show: bool = False,
-) -> Iterator[records.Record]:
-    """Train and score networks that differ in λ, step size and seed alone: a row of a table.
+) -> Iterator[records.Record | None]:
+    """Train and score several networks; data that runs share are loaded once.
 
     Args:
         settings: what to run.
         root: see `run`.
         device: where to run.
         download: fetch data that are not there.
-        checkpoints: see `run`; a stack keeps none.
-        stack: train them as one tensor program (see `stacked`); None does so where it pays, which is for fully
-            connected networks on a CUDA device. They then need the memory of all of them at once.
+        checkpoints: see `run`.
+        together: networks in training at a time on a CUDA device (see `training.train_many`).
+        stop: see `run`.
         show: draw a progress bar.
 
     Yields:
-        One record each as it is finished, that of `run`; of a stack up to rounding. The members of a stack bear its
-        time in equal shares, and their provenance says how many they were ("stacked").
+        One record each as it is finished, that of `run`; None for a run that was stopped.
 
     Raises:
-        ValueError: for no settings, settings that differ in more, or that do not fit the data.
+        ValueError: for settings that do not fit the data.
     """
-    alike = {replace(one, seed=0, weight_decay=0.0, learning_rate=1.0) for one in settings}
-    if len(alike) != 1:
-        raise ValueError(
-            f"{len(alike)} kinds of run: settings may differ in {', '.join(FREE)} alone; ask for each kind by itself"
-        )
-    clock = time.perf_counter()
-    if stack is None:
-        stack = len(settings) > 1 and devices.find(device).type == "cuda" and _fully_connected(settings[0])
-    if not stack:
+    for member, progress in train_many(
+        settings, root=root, device=device, download=download, checkpoints=checkpoints, together=together,
+        stop=stop, show=show,
+    ):  # fmt: skip
+        yield member.record(progress) if progress.finished(member.settings) else None
+
+
+def train_many(
+    settings: Iterable[Settings],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    download: bool = False,
+    checkpoints: str | os.PathLike[str] | None = None,
+    together: int = 1,
+    stop: Callable[[], bool] | None = None,
+    show: bool = False,
+) -> Iterator[tuple["Member", Progress]]:
+    """The training of `run_many` without the scores; `member.record(progress)` makes those.
+
+    A finished run's checkpoint is kept: whoever runs the same settings with it, in this process or another, finds
+    nothing left to train.
+    """
+    device = devices.find(device)
+    members: dict[int, Member] = {}
+
+    def jobs() -> Iterator[Job]:
+        loaded: tuple[str, Dataset] | None = None
         for one in settings:
-            yield run(one, root=root, device=device, download=download, checkpoints=checkpoints, show=show)
-        return
-    dataset, place = _data(settings[0], root, device, download)
-    members = [_member(one, dataset, place, clock, share=len(settings)) for one in settings]
-    progress = stacked.train(
-        [member.network for member in members],
-        [member.dataset for member in members],
-        settings,
-        generators=[member.generator for member in members],
-        on_epoch=[member.on_epoch for member in members],
-        show=show,
-    )
-    for member, each in zip(members, progress, strict=True):
-        yield member.record(each, member.final(each))
+            clock = time.perf_counter()
+            if loaded is None or loaded[0] != one.dataset:
+                loaded = one.dataset, data.load(one.dataset, root, device=device, download=download)
+            member = _member(one, loaded[1], device, clock, together)
+            path = Path(checkpoints) / f"{records.name(one.to_dict())}.safetensors" if checkpoints else None
+            job = Job(member.network, member.dataset, one, member.generator, member.on_epoch, path)
+            members[id(job)] = member
+            yield job
+
+    for job, progress in training.train_many(jobs(), together=together, stop=stop, show=show):
+        yield members.pop(id(job)), progress
 
 
 @dataclass
-class _Member:
+class Member:
     """A run under way: its network and data, what is noted after every epoch, and its record."""
 
     settings: Settings
@@ -136,13 +150,12 @@ class _Member:
     generator: torch.Generator
     plane_points: Int64[Tensor, "n"]  # training points whose tracks are kept
     clock: float  # when its time was last noted
-    share: int  # networks that are trained in one stack and bear its time together
+    together: int  # networks that shared the device in its time
 
     def seconds(self, progress: Progress) -> float:
         """Wall time of the run so far, interruptions not counted."""
         before, self.clock = self.clock, time.perf_counter()
-        spent = (self.clock - before) / self.share
-        return round((progress.history[-1]["seconds"] if progress.history else 0) + spent, 2)
+        return round((progress.history[-1]["seconds"] if progress.history else 0) + self.clock - before, 2)
 
     def on_epoch(self, progress: Progress) -> dict[str, Any]:
         """Scores of the first points of both parts; tracks of a few are kept in `progress`."""
@@ -158,20 +171,16 @@ class _Member:
             "test": measure.brief(measure.evaluate(self.network, dataset.x_test[:n], dataset.y_test[:n])),
         }
 
-    def final(self, progress: Progress) -> tuple[str, dict[str, Any] | None]:
-        """Status and final scores."""
-        return _final(self.network, self.dataset, self.settings, progress)
-
-    def record(self, progress: Progress, outcome: tuple[str, dict[str, Any] | None]) -> records.Record:
-        """The record, of what `final` has found."""
-        status, final = outcome
+    def record(self, progress: Progress) -> records.Record:
+        """Score the trained network; the whole record."""
+        status, final = _final(self.network, self.dataset, self.settings, progress)
         about = {
             "training_seconds": progress.history[-1]["seconds"],
             "data": self.dataset.source,
             "data_fingerprint": self.dataset.fingerprint,
         }
-        if self.share > 1:
-            about["stacked"] = self.share
+        if self.together > 1:
+            about["together"] = self.together
         labels = self.dataset.y_train[self.plane_points]
         record = {
             "settings": self.settings.to_dict(),
@@ -185,25 +194,16 @@ class _Member:
         return _json(record)
 
 
-def _data(
-    settings: Settings, root: str | os.PathLike[str] | None, device: str | torch.device, download: bool
-) -> tuple[Dataset, torch.device]:
-    """The points that are used, and the device on which they are."""
-    device = devices.find(device)
-    dataset = data.load(settings.dataset, root, device=device, download=download)
+def _member(settings: Settings, dataset: Dataset, device: torch.device, clock: float, together: int) -> Member:
+    """A network before its first step. One generator serves shuffled labels, then weights, then training."""
     dataset = dataset.take(settings.n_train, settings.n_test)
     _check_sizes(settings, dataset)
-    return dataset, device
-
-
-def _member(settings: Settings, dataset: Dataset, device: torch.device, clock: float, share: int = 1) -> _Member:
-    """A network before its first step. One generator serves shuffled labels, then weights, then training."""
     generator = torch.Generator().manual_seed(settings.seed)
     if settings.labels == "shuffled":
         dataset = dataset.shuffle_labels(generator)
     network = _network(settings, dataset, generator).to(device)
     points = _balanced(dataset.y_train, settings.plane_points)
-    return _Member(settings, device, dataset, network, generator, points, clock, share)
+    return Member(settings, device, dataset, network, generator, points, clock, together)
 
 
 def _final(
@@ -248,13 +248,6 @@ def _network(settings: Settings, dataset: Dataset, generator: torch.Generator) -
         classes=len(dataset.classes),
         generator=generator,
     )
-
-
-def _fully_connected(settings: Settings) -> bool:
-    """Whether the states are vectors; those of an image folder never are."""
-    if settings.dataset.startswith("folder:"):
-        return False
-    return len(networks.architecture(settings.dataset, settings.stages).stage_shapes[0]) == 1
 
 
 def _balanced(labels: Int64[Tensor, "n"], count: int) -> Int64[Tensor, "m"]:
