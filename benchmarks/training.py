@@ -214,7 +214,7 @@ def compare_training(
             "problem": name, "way": way, "precision": precision, "images_per_second": statistics.median(rates),
             "slowest": min(rates), "fastest": max(rates), "operations_per_image": flops,
             "share_of_peak": statistics.median(rates) * flops / peaks[precision],
-            "accuracy": experiment.evaluate(network, dataset.x_test, dataset.y_test)["accuracy"],
+            "accuracy": measure.evaluate(network, dataset.x_test, dataset.y_test)["accuracy"],
             "train": len(dataset.y_train), "test": len(dataset.y_test), "epochs": size.epochs, "batch": problem.batch,
         }  # fmt: skip
         row["times_as_fast"] = row["images_per_second"] / (rows[0] if rows else row)["images_per_second"]

@@ -167,7 +167,7 @@ def test_one_step_of_the_radial_scaler(generator):
     network = networks.build("radial", "digits", width=8, generator=generator)
     x = torch.randn(30, 1, 8, 8, generator=generator)
     y = network(x).argmax(1)
-    (error,), accuracy = probes.one_step(network, x, y)
+    (error,), accuracy = probes.one_step(network, network.states(x), y)
     assert error == pytest.approx((1.2**5 - 2) / (1.2**5 - 1), rel=1e-5)
     assert accuracy == 1.0
 
@@ -179,9 +179,8 @@ def test_one_step_is_exact_where_blocks_translate(generator):
         for block in network.stages[0].blocks:
             block.layer2.weight.zero_()
             block.layer2.bias.normal_(generator=generator)
-    (error,), _ = probes.one_step(
-        network, torch.randn(9, 1, 8, 8, generator=generator), torch.zeros(9, dtype=torch.long)
-    )
+    states = network.states(torch.randn(9, 1, 8, 8, generator=generator))
+    (error,), _ = probes.one_step(network, states, torch.zeros(9, dtype=torch.long))
     assert error == pytest.approx(0, abs=1e-6)
 
 
@@ -189,7 +188,7 @@ def test_one_step_takes_stages_one_by_one(generator):
     """Four stages: four errors; the last state alone is replaced before the head reads it."""
     network = networks.build("radial", "cifar10", 4, width=2, depth=1, generator=generator)
     x = torch.randn(4, 3, 32, 32, generator=generator)
-    errors, accuracy = probes.one_step(network, x, network(x).argmax(1))
+    errors, accuracy = probes.one_step(network, network.tracks(x), network(x).argmax(1))
     assert errors == pytest.approx([0.0] * 4, abs=1e-6)  # one block: the step is the block
     assert accuracy == 1.0
 

@@ -11,7 +11,7 @@ the device. Used by `experiment`, and through it by every chapter with recorded 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,7 +31,7 @@ TRAIN_OTS = 2000  # largest subset of the training part whose transport is score
 _UNIT_OTS = 4000  # largest subset at unit channels
 _ALIGNED_OTS = 2000  # largest subset in the aligned gauge
 _PATH_POINTS = 1000  # points whose whole tracks are kept: Theorem 1 takes their pairs, a gauge is fitted to them
-_CURL_POINTS, _CURL_PROBES = 100, 4
+_CURL_CLOUD, _CURL_POINTS, _CURL_PROBES = 500, 64, 4  # test points that span, that are linearised; probes of each
 _JACOBIAN_POINTS = 4  # points at which singular vectors of the blocks are taken
 _PAIR_CLASSES = 20  # up to so many classes the table of class pairs is kept
 _SCORED = {"cpu": 2**21, "cuda": 2**25}  # numbers of a state that a pass of scoring holds: a cache keeps a few such
@@ -79,8 +79,8 @@ def final(network: Network, dataset: Dataset, settings: Settings) -> dict[str, A
         residual_alignment; curl, of a plain network in the permuted gauge and free of the trace (see `probes`);
         of a residual network growth, the growth of the stream (see `tracks.growth`), and ots_unit, OTS at unit
         channels of x_0 (the same sizes up to 4000);
-        of a plain network aligned: the line-shape scores at mean norm 1 (norm1), with units permuted (permuted) and
-        scaled too (scaled), and ots, OTS with permuted units at one size. The gauge is fitted on training points.
+        of a plain network aligned: line-shape scores in the gauges norm1, permuted and scaled of `tracks.align`, and
+        ots, OTS at one size with the units of x_L matched to those of x_0. Gauges are fitted on training points.
     """
     x, y = dataset.x_train, dataset.y_train
     xt, yt = dataset.x_test, dataset.y_test
@@ -97,112 +97,107 @@ def final(network: Network, dataset: Dataset, settings: Settings) -> dict[str, A
         "test": test.record(sizes["test"], classes, tabulate=classes <= _PAIR_CLASSES),
     }
     stages = found["test"]["stages"]
-    gauges = None
-    if network.network == "plain":
-        gauges = [_Gauge(*paths) for paths in zip(train.paths, test.paths, strict=True)]
-        for stage, gauge, ends in zip(stages, gauges, test.ends, strict=True):
-            stage["aligned"] = gauge.scores() | {"ots": gauge.transport(ends, sizes["test"])}
-    else:
-        for stage, ends in zip(stages, test.ends, strict=True):
+    aligned = [_Aligned(paths) for paths in train.paths] if network.network == "plain" else None
+    for k, stage in enumerate(stages):
+        paths, ends = test.paths[k], test.ends[k]
+        blocks, start = network.stages[k].blocks, paths[0][:_CURL_CLOUD]
+        if aligned is None:
             stage |= _metric(ends, sizes["test"])
-    for more in (_curl(network, xt[:_CURL_POINTS], gauges), _alignment(network, xt[:_JACOBIAN_POINTS])):
-        for stage, extra in zip(stages, more, strict=True):
-            stage |= extra
+        else:
+            stage["aligned"] = aligned[k].scores(paths, ends, sizes["test"])
+            blocks, start = aligned[k].seen(blocks), aligned[k].state(0, start)
+        stage["curl"] = _curl(blocks, start)
+    for stage, alignment in zip(stages, probes.residual_alignment(network, xt[:_JACOBIAN_POINTS]), strict=True):
+        stage["residual_alignment"] = alignment
     found["test"]["robustness"] = robustness.measure(
         network,
         dataset,
         settings.eval_points,
         importance=importance,
-        matched=gauges and (lambda k, l, before: gauges[k].matched(l, before)),
+        matched=aligned and (lambda k, l, before: aligned[k].matched(l, before)),
     )
     return found
 
 
 def _metric(ends: Float[Tensor, "2 n *state"], sizes: list[int]) -> dict[str, Any]:
-    """Growth of a residual stream, and OTS in the other metric that its identity maps leave free."""
-    unit = tracks.unit_channels(ends)
+    """Growth of a residual stream, and OTS in another of the metrics that its identity maps leave free."""
+    factors = _unitwise(tracks.unit_channels(ends[0]), ends[0])
     return {
-        "growth": tracks.growth(ends),
-        "ots_unit": [_optimal(unit[:, :n]) for n in sizes if n <= _UNIT_OTS],
+        "growth": tracks.growth(ends).item(),
+        "ots_unit": [_optimal(*ends[:, :n] * factors) for n in sizes if n <= _UNIT_OTS],
     }
 
 
-def _optimal(ends: Float[Tensor, "2 n *state"]) -> dict[str, Any]:
+def _optimal(x: Float[Tensor, "n *state"], y: Float[Tensor, "n *state"]) -> dict[str, Any]:
     """OTS with its bounds."""
-    score = asdict(transport.optimal_transport_score(*ends))
+    score = asdict(transport.optimal_transport_score(x, y))
     return {key: score[key] for key in ("n", "share", "share_lower", "share_upper", "cost_ratio", "certified")}
 
 
-def _curl(network: Network, x: Float[Tensor, "n *shape"], gauges: "list[_Gauge] | None") -> Iterator[dict[str, Any]]:
-    """The curl shares of every stage."""
-    generator = torch.Generator().manual_seed(0)
-    for k, stage in enumerate(network.stages):
-        with torch.no_grad():
-            x = stage.entry(x)
-        blocks, start = (stage.blocks, x) if gauges is None else gauges[k].seen(stage.blocks, x)
-        yield {"curl": probes.curl_of_stage(blocks, start, _CURL_PROBES, generator, spaces=("isotropic", "span"))}
-        with torch.no_grad():
-            for block in stage.blocks:
-                x = block(x)
+def _curl(blocks: Iterable[Map], x: Float[Tensor, "n *state"]) -> dict[str, Any]:
+    """κ of a stage and of its blocks, on all directions and on those of the data."""
+
+    def found(*spaces: str) -> dict[str, Any]:
+        draws = torch.Generator().manual_seed(0)
+        where = {"spaces": spaces, "block_spaces": spaces}
+        return probes.curl_of_stage(blocks, x, _CURL_PROBES, draws, points=_CURL_POINTS, **where)
+
+    try:
+        return found("isotropic", "span")
+    except ValueError:  # a collapsed network: some state is the same at all points, and spans nothing
+        return found("isotropic")
 
 
-def _alignment(network: Network, x: Float[Tensor, "n *shape"]) -> Iterator[dict[str, Any]]:
-    for alignment in probes.residual_alignment(network, x):
-        yield {"residual_alignment": alignment}
+class _Aligned:
+    """A stage of a plain network in the gauges of its tracks, fitted on training points (see `tracks.align`).
 
-
-class _Gauge:
-    """A plain network's stage with its units named as in the state before and its states at mean norm 1.
-
-    Fitted on the whole tracks of training points, applied to those of test points. A plain network's units bear no
-    common name from layer to layer, and its states no common scale: every score of its tracks is one of a gauge.
+    A plain network's units bear no common name from layer to layer, and its states no common scale: every score of its
+    tracks is one of a gauge.
     """
 
-    def __init__(self, fit: Float[Tensor, "steps n *state"], track: Float[Tensor, "steps m *state"]):
-        self._both, self._fit = torch.cat([fit, track], 1), slice(len(fit[0]))
-        self._track = track
-        self._aligned = tracks.align(self._both, self._fit)
+    def __init__(self, fit: Float[Tensor, "steps n *state"]):
+        self._gauges = tracks.find_gauges(fit)
+        self._ends = tracks.find_gauge(fit[[0, -1]])
+        permuted = self._gauges["permuted"]
+        self._order, self._scales = permuted.permutations, permuted.scales
+        self._inverse = self._order.argsort(dim=1)
 
-    def scores(self) -> dict[str, Any]:
-        """The line-shape scores of the test tracks in three gauges."""
-        norms = self._both[:, self._fit].flatten(2).norm(dim=2).mean(1)
-        n = self._fit.stop
-        return {
-            "norm1": _line_shape(self._track / norms.view(-1, *[1] * (self._track.ndim - 1))),
-            "permuted": _line_shape(self._aligned.track[:, n:]),
-            "scaled": _line_shape(tracks.align(self._both, self._fit, unit_scales=True).track[:, n:]),
+    def scores(
+        self, paths: Float[Tensor, "steps n *state"], ends: Float[Tensor, "2 n *state"], sizes: list[int]
+    ) -> dict[str, Any]:
+        """Line-shape scores of other points in each gauge; OTS with x_L's units matched to x_0's, at one size."""
+        found: dict[str, Any] = {
+            name: _line_shape(gauge.apply_to_states(paths)) for name, gauge in self._gauges.items()
         }
-
-    def transport(self, ends: Float[Tensor, "2 n *state"], sizes: list[int]) -> dict[str, Any] | None:
-        """OTS with the last state's units named as in the first, at the largest size up to 2000."""
         n = max([n for n in sizes if n <= _ALIGNED_OTS], default=0)
-        if not n:
-            return None
-        first, last = (self.state(l, x[:n]) for l, x in zip((0, len(self._track) - 1), ends, strict=True))
-        return _optimal(torch.stack([first, last]))
+        return found | {"ots": _optimal(*self._ends.apply_to_states(ends[:, :n])) if n else None}
 
     def state(self, l: int, x: Float[Tensor, "n *state"]) -> Float[Tensor, "n *state"]:
-        """x_l in the gauge."""
-        return self._aligned.scales[l] * x.index_select(1, self._aligned.permutations[l])
+        """x_l with its units permuted, at mean norm 1."""
+        return x.index_select(1, self._order[l]) * _unitwise(self._scales[l], x)
 
     def back(self, l: int, z: Float[Tensor, "n *state"]) -> Float[Tensor, "n *state"]:
-        """The x_l that the gauge takes to z."""
-        return z.index_select(1, self._aligned.permutations[l].argsort()) / self._aligned.scales[l]
+        """The x_l that `state` takes to z."""
+        return (z / _unitwise(self._scales[l], z)).index_select(1, self._inverse[l])
 
     def matched(self, l: int, before: Float[Tensor, "n *state"]) -> Float[Tensor, "n *state"]:
         """x_{l−1} with its units named and scaled as in x_l."""
         return self.back(l, self.state(l - 1, before))
 
-    def seen(self, blocks: Sequence[Map], x: Float[Tensor, "n *state"]) -> tuple[list[Map], Float[Tensor, "n *state"]]:
-        """The blocks as maps from gauge to gauge, and x_0 in it."""
+    def seen(self, blocks: Iterable[Map]) -> list[Map]:
+        """The blocks as maps from gauge to gauge."""
 
         def named(l: int, block: Map) -> Map:
             return lambda z: self.state(l + 1, block(self.back(l, z)))
 
-        return [named(l, block) for l, block in enumerate(blocks)], self.state(0, x)
+        return [named(l, block) for l, block in enumerate(blocks)]
 
 
-def _line_shape(track: Float[Tensor, "steps n *state"]) -> dict[str, Any]:
+def _unitwise(factors: Float[Tensor, "units"], x: Tensor) -> Tensor:
+    return factors.view(-1, *[1] * (x.ndim - 2))
+
+
+def _line_shape(track: tracks.Track) -> dict[str, Any]:
     scores = tracks.Accumulator()
     scores.update(track)
     found = scores.summary()
@@ -293,10 +288,10 @@ class _Pass:
     def record(self, sizes: list[int], classes: int, *, tabulate: bool = False) -> dict[str, Any]:
         """The summary with everything that residual and plain networks share; `tabulate`: pairs by class as well."""
         found = self.summary()
-        first = slice(_PATH_POINTS)
-        errors, found["one_step_accuracy"] = probes.one_step(self.network, self.x[first], self.y[first])
+        labels = self.y[: self.paths[0].shape[1]]
+        errors, found["one_step_accuracy"] = probes.one_step(self.network, self.paths, labels)
         for stage, ends, paths, error in zip(found["stages"], self.ends, self.paths, errors, strict=True):
-            theorem1 = probes.theorem1_violations(paths.flatten(2), self.y[: paths.shape[1]], classes)
+            theorem1 = probes.theorem1_violations(paths.flatten(2), labels, classes)
             stage |= {
                 "ots": [asdict(transport.optimal_transport_score(*ends[:, :n])) for n in sizes],
                 "theorem1": theorem1 | ({} if tabulate else {"by_class": None}),

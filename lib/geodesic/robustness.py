@@ -144,7 +144,7 @@ class Importance:
             found.update(yb, network.states(xb))
         return found
 
-    def update(self, labels: Int64[Tensor, "n"], stages: Sequence[Sequence[Float[Tensor, "n *state"]]]) -> None:
+    def update(self, labels: Int64[Tensor, "n"], stages: Sequence[Sequence[Tensor]]) -> None:
         """Add a batch of points: their classes and, stage by stage, their states x_0 … x_L."""
         for k, states in enumerate(stages):
             onehot = F.one_hot(labels, self.classes).to(states[0]).T
