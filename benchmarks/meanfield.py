@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from geodesic import meanfield, meanfield_models, records
+from geodesic import meanfield, records
+from geodesic.meanfield import models
 from torch import Tensor
 
 STEP = 0.05
@@ -36,7 +37,7 @@ def data(device: str) -> tuple[Tensor, Tensor]:
 
 def by_flow(inputs: Tensor, labels: Tensor, start: Tensor, steps: int) -> Tensor:
     """The library."""
-    problem = meanfield.Problem(meanfield_models.relu_neurons(inputs), meanfield_models.half_squared_loss(labels))
+    problem = meanfield.Problem(models.relu_neurons(inputs), models.half_squared_loss(labels))
     # Fifteen ReLU inputs make kinks; the steps are small, the slack lets them slide along one.
     return meanfield.flow(problem, start, [0.0, steps * STEP], substeps=steps, slack=0.1).particles[-1]
 

@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from geodesic import __main__, aeot, aeot_runs, records, semidiscrete
-from geodesic import generative_metrics as metrics
+from geodesic import __main__, aeot, records, semidiscrete
+from geodesic.aeot import _fit, metrics, runs
 from torchvision.io import decode_image
 
 TINY = aeot.Recipe(code=2, width=32, steps=150, batch=64, rate=5e-3, tol=0.2)
@@ -86,14 +86,14 @@ def test_gradient_penalty_of_a_linear_critic_is_known(generator):
     critic = torch.nn.Linear(2, 1, bias=False)
     critic.weight.data = torch.tensor([[3.0, 0.0]])
     real = torch.randn(6, 2, generator=generator)
-    loss = aeot._critic_loss(critic, real, real.clone(), "wgan-gp", aeot.Recipe(), generator)
+    loss = _fit._critic_loss(critic, real, real.clone(), "wgan-gp", aeot.Recipe(), generator)
     assert float(loss.detach()) == pytest.approx(10 * 4, rel=1e-5)
 
 
 def test_a_step_moves_one_player():
     """Descending w·v in w = 2 at rate 0.1 with v = 3: w moves to 2 − 0.3, v stays and has no gradient."""
     w, v = (torch.tensor(value, requires_grad=True) for value in (2.0, 3.0))
-    aeot._descend(w * v, torch.optim.SGD([w], 0.1))
+    _fit._descend(w * v, torch.optim.SGD([w], 0.1))
     assert float(w.detach()) == pytest.approx(1.7)
     assert v.grad is None
 
@@ -117,7 +117,7 @@ def test_unknown_mode_is_refused(model):
 
 @pytest.fixture
 def tiny():
-    return aeot_runs.SETTINGS["ring"] | {
+    return runs.SETTINGS["ring"] | {
         "recipe": {"code": 2, "width": 8, "steps": 3, "tol": 0.9},
         "rival_steps": 3,
         "n": 30,
@@ -129,7 +129,7 @@ def tiny():
 
 def test_rivals_take_steps_of_their_own(tiny, two_blobs):
     def steps(method):
-        return aeot_runs._fitted(two_blobs, tiny, {"method": method}, torch.Generator().manual_seed(0)).recipe.steps
+        return runs._fitted(two_blobs, tiny, {"method": method}, torch.Generator().manual_seed(0)).recipe.steps
 
     tiny["rival_steps"] = 7
     assert (steps("ae-ot"), steps("vae")) == (3, 7)
@@ -138,7 +138,7 @@ def test_rivals_take_steps_of_their_own(tiny, two_blobs):
 
 
 def test_run_writes_a_part_for_each_method_and_seed(tiny, tmp_path):
-    record = records.read(aeot_runs.run(tiny, tmp_path))
+    record = records.read(runs.run(tiny, tmp_path))
     assert [(p["seed"], p["method"]) for p in record["final"]["parts"]] == [
         (0, "vae"),
         (0, "gan"),
@@ -158,28 +158,28 @@ def test_interrupted_run_goes_on(tiny, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        aeot_runs.run(tiny, tmp_path, follow=stop)
+        runs.run(tiny, tmp_path, follow=stop)
     again = []
-    aeot_runs.run(tiny, tmp_path, follow=again.append)
+    runs.run(tiny, tmp_path, follow=again.append)
     assert [p["seed"] for p in again] == [1, 1]
 
 
 def test_missing_record_names_the_command(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"python -m geodesic aeot --data ring"):
-        aeot_runs.recorded("ring", tmp_path)
+        runs.recorded("ring", tmp_path)
 
 
 def test_sheet_survives_the_record():
     """An 8-bit sheet of two grey images, read back from the base64 of its PNG; corners of the first are black."""
     images = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
-    record = {"final": {"parts": [{"method": "gan", "seed": 0, "sheet": aeot_runs._png(images, 0.0, 1.0, 2)}]}}
-    page = aeot_runs.sheet(record, "gan")
+    record = {"final": {"parts": [{"method": "gan", "seed": 0, "sheet": runs._png(images, 0.0, 1.0, 2)}]}}
+    page = runs.sheet(record, "gan")
     assert page.shape == (1, 6, 11)  # a pixel of padding around each image
     assert (int(page[0, 1, 1]), int(page[0, 1, 6])) == (0, 255)
 
 
 def test_metrics_are_called_by_the_ring_run(tiny, tmp_path):
-    part = records.read(aeot_runs.run(tiny | {"seeds": [0], "methods": ["vae"]}, tmp_path))["final"]["parts"][0]
+    part = records.read(runs.run(tiny | {"seeds": [0], "methods": ["vae"]}, tmp_path))["final"]["parts"][0]
     assert set(part["scores"]["direct"]) == {*metrics.Coverage.__dataclass_fields__, "memorisation", "cloud"}
 
 
@@ -200,7 +200,7 @@ def test_command_writes_a_record_and_an_image_grid(tmp_path, capsys):
 
 def test_triples_are_learnt_and_counted(tmp_path):
     """Three bundled digits as channels: AE-OT is scored in each mode, a rival once, and the sheet is in colour."""
-    tiny = aeot_runs.SETTINGS["stacked"] | {
+    tiny = runs.SETTINGS["stacked"] | {
         "dataset": "digits",
         "recipe": {"code": 3, "width": 8, "steps": 3, "batch": 8, "tol": 0.9},
         "rival_steps": 3,
@@ -209,18 +209,18 @@ def test_triples_are_learnt_and_counted(tmp_path):
         "methods": ["ae-ot", "gan"],
         "seeds": [0],
     }
-    record = records.read(aeot_runs.run(tiny, tmp_path))
+    record = records.read(runs.run(tiny, tmp_path))
     ours, gan = record["final"]["parts"]
     assert set(ours["scores"]) == set(aeot.MODES)
     assert set(gan["scores"]["direct"]) == {"modes", "reverse_kl", "sure", "memorisation"}
     assert ours["of_training"]["modes"] <= 40
-    assert aeot_runs.sheet(record, "gan").shape == (3, 4 * 9 + 1, 10 * 9 + 1)
+    assert runs.sheet(record, "gan").shape == (3, 4 * 9 + 1, 10 * 9 + 1)
 
 
 def test_rows_are_means_over_seeds():
     """Scores 1 and 3 of two seeds: mean 2, deviation √2; the cloud is left out."""
     parts = [{"method": "gan", "seed": k, "scores": {"direct": {"modes": 1 + 2 * k, "cloud": []}}} for k in (0, 1)]
-    ((name, scores),) = aeot_runs.rows({"final": {"parts": parts}})
+    ((name, scores),) = runs.rows({"final": {"parts": parts}})
     assert (name, list(scores)) == ("gan", ["modes"])
     assert scores["modes"] == (2, pytest.approx(math.sqrt(2)), 2)
 
@@ -228,7 +228,7 @@ def test_rows_are_means_over_seeds():
 def test_points_make_no_page():
     record = {"settings": {"experiment": "ring", "seeds": [0]}, "final": {"parts": [{"method": "gan", "seed": 0}]}}
     with pytest.raises(ValueError, match="the record of 'ring' has no images to show"):
-        aeot_runs.page(record)
+        runs.page(record)
 
 
 class Reader(torch.nn.Module):
@@ -241,6 +241,6 @@ class Reader(torch.nn.Module):
 def test_triples_of_digits_are_counted():
     """012 twice, 345 once, 999 once of 1000: p = ½, ¼, ¼, so KL = Σ p log(1000 p)."""
     x = torch.tensor([[0, 1, 2], [0, 1, 2], [3, 4, 5], [9, 9, 9]])[:, :, None, None].float()
-    found = aeot_runs._thousand(x, Reader())
+    found = runs._thousand(x, Reader())
     want = 0.5 * math.log(500) + 0.5 * math.log(250)
     assert found == {"modes": 3, "reverse_kl": pytest.approx(want), "sure": 1.0}

@@ -7,7 +7,7 @@ import ot
 import pytest
 import torch
 from geodesic import fluid
-from geodesic.benamou_brenier import _from_faces, _poisson, _project_paraboloids, _to_faces
+from geodesic.fluid._benamou_brenier import _from_faces, _poisson, _project_paraboloids, _to_faces
 
 
 def axis(cells):

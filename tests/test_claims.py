@@ -3,8 +3,9 @@
 import math
 
 import pytest
-from geodesic import claims, evidence, experiment, verdicts
-from geodesic.verdicts import Part
+from geodesic import experiment
+from geodesic.verdict import claims, evidence, judge
+from geodesic.verdict.judge import Part
 
 DECAYS = (0.0, 1e-3, 1e-2, 1e-1, 3e-1)
 JITTER = (-1e-3, 0.0, 1e-3)  # what a seed adds to every number
@@ -42,14 +43,14 @@ def rows_of(dataset, stages, make=true_row, seeds=(0, 1, 2), **changes):
     """All λ, both networks, all seeds."""
     base = {
         "dataset": dataset, "copy": False, "tier": "full", "stages": stages, "labels": "true", "epochs": 6,
-        "norm": verdicts.MAIN_NORM[stages], "recipe": "one", "status": "ok", "fingerprint": "f",
+        "norm": judge.MAIN_NORM[stages], "recipe": "one", "status": "ok", "fingerprint": "f",
     }  # fmt: skip
     return [
         base
         | {"network": network, "weight_decay": decay, "seed": seed}
         | make(network, decay, seed, stages, dataset)
         | changes
-        for network in verdicts.NETWORKS
+        for network in judge.NETWORKS
         for decay in DECAYS
         for seed in seeds
     ]
@@ -79,7 +80,7 @@ def by_name(name):
 
 def first_verdicts(found):
     """Claim → the verdict on its first data set, MNIST or CIFAR-10."""
-    return {claim.name: verdicts.judge(found, claim)[0].verdict for claim in claims.CLAIMS}
+    return {claim.name: judge.judge(found, claim)[0].verdict for claim in claims.CLAIMS}
 
 
 def test_every_claim_holds_where_the_paper_is_right():
@@ -94,7 +95,7 @@ def test_no_claim_holds_where_everything_is_upside_down():
 
 def test_nothing_is_claimed_without_records():
     for claim in claims.CLAIMS:
-        judged = verdicts.judge([], claim)
+        judged = judge.judge([], claim)
         assert {(v.arm.dataset, v.arm.stages) for v in judged} == set(claim.sets)
         assert {v.verdict for v in judged} == {"not run"}
 
@@ -122,14 +123,14 @@ HALVES = {
 def test_half_a_claim_holds_in_part(name):
     """One part of each claim is made false, the others are left."""
     found = [row | HALVES[name](row) for row in everything()]
-    assert verdicts.judge(found, by_name(name))[0].verdict == "holds in part"
+    assert judge.judge(found, by_name(name))[0].verdict == "holds in part"
 
 
 def test_controls_do_not_count():
     """C2 holds where OTS is 1 before training too; the first control says that it was not earned."""
     found = rows_of("mnist", 1)
     found += [row | {"epochs": 0, "ots": 0.99} for row in found if row["weight_decay"] == 0]
-    (verdict,) = verdicts.judge(found, by_name("C2"))
+    (verdict,) = judge.judge(found, by_name("C2"))
     assert verdict.verdict == "holds"
     assert [part.outcome for part in verdict.parts if part.control] == ["open", "shown"]
 
@@ -141,7 +142,7 @@ def test_a_network_that_does_nothing_is_no_straight_one():
         row | {"lss": 1.5 + JITTER[row["seed"]]} | (dead if row["weight_decay"] == max(DECAYS) else {})
         for row in rows_of("mnist", 1)
     ]
-    (verdict,) = verdicts.judge(found, by_name("C2"))
+    (verdict,) = judge.judge(found, by_name("C2"))
     assert [part.outcome for part in verdict.parts] == ["shown", "shown", "not run", "refuted"]
 
 
@@ -176,10 +177,10 @@ def test_collapsed_and_diverged_runs_have_no_scores():
         row | ({"lss": 1.0, "status": "collapsed", "train_accuracy": 0.1} if row["weight_decay"] == 3e-1 else {})
         for row in rows_of("cifar10", 1)
     ]
-    (arm,) = verdicts.arms(found, by_name("C3"))
+    (arm,) = judge.arms(found, by_name("C3"))
     assert 3e-1 not in arm.cells("resnet", "lss")
     assert arm.cells("resnet", "train_accuracy", collapsed=True)[3e-1] == {0: 0.1, 1: 0.1, 2: 0.1}
-    assert verdicts.judge(found, by_name("C3"))[0].verdict == "holds"
+    assert judge.judge(found, by_name("C3"))[0].verdict == "holds"
 
 
 def test_comparisons_are_paired_over_seeds():
@@ -189,7 +190,7 @@ def test_comparisons_are_paired_over_seeds():
         row = true_row(network, decay, seed, stages, dataset)
         return row | {"noise_kept": 0.5 + 10 * seed + 0.1 * (network == "resnet") + JITTER[seed] * (network == "plain")}
 
-    (part, *_) = verdicts.judge(rows_of("cifar10", 1, make), by_name("C7"))[0].parts
+    (part, *_) = judge.judge(rows_of("cifar10", 1, make), by_name("C7"))[0].parts
     assert part.outcome == "shown"
     assert part.mean == pytest.approx(0.1)
 
@@ -198,14 +199,14 @@ def test_best_lambdas_need_common_ones():
     """K = 1 and K = 4 share λ = 0 and 0.001 only: their best cannot be compared, those of the networks can."""
     kept = {1: (0.0, 1e-3, 1e-2), 4: (0.0, 1e-3, 1e-1, 3e-1)}
     found = [row for row in everything() if row["weight_decay"] in kept[row["stages"]]]
-    outcomes = [part.outcome for part in verdicts.judge(found, by_name("C10"))[0].parts]
+    outcomes = [part.outcome for part in judge.judge(found, by_name("C10"))[0].parts]
     assert outcomes[4:] == ["not run"] * 4
     assert "not run" not in outcomes[:4]
 
 
 def test_a_lambda_without_enough_seeds_is_left_out():
     found = [row for row in rows_of("cifar10", 1) if row["weight_decay"] != 1e-2 or row["seed"] != 2]
-    (arm,) = verdicts.arms(found, by_name("C4"))
+    (arm,) = judge.arms(found, by_name("C4"))
     assert list(arm.cells("resnet", "ots")) == [0.0, 1e-3, 1e-1, 3e-1]
 
 
@@ -215,7 +216,7 @@ def test_tiers_normalisations_and_recipes_are_not_mixed():
     found += rows_of("cifar10", 1, tier="CPU", recipe="small")
     found += rows_of("cifar10", 1, norm="batch")
     found += [row | {"recipe": "stray"} for row in rows_of("cifar10", 1, seeds=(0,))]
-    made = verdicts.arms(found, by_name("C4"))
+    made = judge.arms(found, by_name("C4"))
     assert [(arm.tier, arm.norm) for arm in made] == [("full", "none"), ("full", "batch"), ("CPU", "none")]
     assert {len(arm.rows) for arm in made} == {2 * len(DECAYS) * 3}
 
@@ -224,7 +225,7 @@ def test_records_of_other_data_are_refused():
     found = rows_of("cifar10", 1)
     found[0]["fingerprint"] = "other"
     with pytest.raises(ValueError, match="records of 2 different data sets"):
-        verdicts.arms(found, by_name("C4"))
+        judge.arms(found, by_name("C4"))
 
 
 def test_rows_read_what_a_run_records():
@@ -257,14 +258,14 @@ def test_side_arms_that_cannot_be_judged_are_left_out():
     """One seed with batch normalisation beside a full K = 1 arm: nothing to say of it; three seeds: a row."""
     main = rows_of("cifar10", 1)
     for seeds, norms in (((0,), ["none"]), ((0, 1, 2), ["none", "batch"])):
-        judged = verdicts.judge(main + rows_of("cifar10", 1, norm="batch", seeds=seeds), by_name("C4"))
+        judged = judge.judge(main + rows_of("cifar10", 1, norm="batch", seeds=seeds), by_name("C4"))
         assert [v.arm.norm for v in judged if v.arm.rows] == norms
 
 
 def test_the_overview_has_a_line_for_each_claim_and_a_column_for_each_arm_with_records():
     found = rows_of("cifar10", 1)
-    judged = [one for name in ("C2", "C4") for one in verdicts.judge(found, by_name(name))]
-    head, _, mnist_only, cifar = verdicts.overview(judged).strip().splitlines()
+    judged = [one for name in ("C2", "C4") for one in judge.judge(found, by_name(name))]
+    head, _, mnist_only, cifar = judge.overview(judged).strip().splitlines()
     assert head == "| claim | CIFAR-10, K = 1, full tier |"
     assert mnist_only.startswith("| [C2](#verdict-c2): ")
     assert mnist_only.endswith(" |  |")
@@ -273,8 +274,8 @@ def test_the_overview_has_a_line_for_each_claim_and_a_column_for_each_arm_with_r
 
 
 def test_the_table_has_a_line_for_each_arm_and_one_for_all_that_is_missing():
-    judged = verdicts.judge(rows_of("cifar10", 1, copy=True), by_name("C1"))
-    lines = verdicts.table(judged).strip().splitlines()[2:]
+    judged = judge.judge(rows_of("cifar10", 1, copy=True), by_name("C1"))
+    lines = judge.table(judged).strip().splitlines()[2:]
     assert len(lines) == 2
     assert "**holds**" in lines[0]
     assert "CIFAR-10 (JPEG copy), K = 1, full tier" in lines[0]
@@ -283,20 +284,20 @@ def test_the_table_has_a_line_for_each_arm_and_one_for_all_that_is_missing():
     assert by_name("C1").says in lines[0]
     assert by_name("C1").says not in lines[1]
     assert "MNIST with K = 1; CIFAR-100 with K = 1; CIFAR-10 with K = 4; CIFAR-100 with K = 4" in lines[1]
-    assert verdicts.not_run(judged).startswith("MNIST with K = 1 (C1); ")
+    assert judge.not_run(judged).startswith("MNIST with K = 1 (C1); ")
 
 
 def test_details_show_interval_and_outcome():
     """Values 0.499, 0.5, 0.501: half-width 2.484 × 0.001."""
-    text = verdicts.details(verdicts.judge(rows_of("cifar10", 1), by_name("C1"))[0])
+    text = judge.details(judge.judge(rows_of("cifar10", 1), by_name("C1"))[0])
     assert "| > 0.0488 | 0.5 ± 0.001 (n = 3) | 0.498 … 0.502 | 3 | shown |" in text
     assert "(control)" in text
 
 
 def test_details_name_the_tests_without_seeds_in_one_line():
-    shown = verdicts.judge(rows_of("cifar10", 1), by_name("C1"))[0]
-    few = [verdicts.Part(what, (1.0,), "above", 0.0) for what in ("a fall", "a rise")]
-    text = verdicts.details(shown._replace(parts=(*shown.parts, *few)))
+    shown = judge.judge(rows_of("cifar10", 1), by_name("C1"))[0]
+    few = [judge.Part(what, (1.0,), "above", 0.0) for what in ("a fall", "a rise")]
+    text = judge.details(shown._replace(parts=(*shown.parts, *few)))
     assert text.endswith("|\n\nNot run (fewer than 3 seeds): a fall; a rise.\n")
-    assert "Not run" not in verdicts.details(shown)
-    assert "|" not in verdicts.details(shown._replace(parts=tuple(few)))
+    assert "Not run" not in judge.details(shown)
+    assert "|" not in judge.details(shown._replace(parts=tuple(few)))

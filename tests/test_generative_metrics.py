@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from geodesic import generative_metrics as metrics
+from geodesic.aeot import metrics
 
 
 def test_ring_has_its_own_law(generator):

@@ -8,10 +8,8 @@ import math
 import pytest
 import torch
 from geodesic import meanfield as mf
-from geodesic import meanfield_models as models
-from geodesic import meanfield_pde as pde
-from geodesic import meanfield_runs as runs
 from geodesic import records, transport
+from geodesic.meanfield import models, pde, runs
 from scipy.optimize import linear_sum_assignment
 from torch.testing import assert_close
 
@@ -609,7 +607,7 @@ def test_line_distance_is_the_assignment(generator):
 
 
 def test_missing_record_names_the_command(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"python -m geodesic\.meanfield_runs chaos"):
+    with pytest.raises(FileNotFoundError, match=r"python -m geodesic\.meanfield\.runs chaos"):
         runs.recorded("chaos", tmp_path)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from geodesic import power_diagram
+from geodesic.semidiscrete import plane
 
 
 @pytest.fixture
@@ -12,13 +12,13 @@ def atoms(generator):
 
 def test_cells_fill_the_square(atoms, generator):
     """The cells of any heights partition the unit square, of area 1."""
-    cells = power_diagram.diagram(atoms, torch.rand(30, dtype=torch.float64, generator=generator) / 10)
+    cells = plane.diagram(atoms, torch.rand(30, dtype=torch.float64, generator=generator) / 10)
     torch.testing.assert_close(float(cells.areas.sum()), 1.0, rtol=1e-10, atol=0)  # float64 algebra
 
 
 def test_areas_agree_with_counting_the_largest_score(atoms):
     """Oracle: the argmax of ⟨x, y⟩ + h on a grid of 1000² midpoints, which knows nothing of polygons."""
-    cells = power_diagram.diagram(atoms, power_diagram.start_heights(atoms))
+    cells = plane.diagram(atoms, plane.start_heights(atoms))
     ticks = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     best = (torch.cartesian_prod(ticks, ticks) @ atoms.T + cells.heights).argmax(1)
     counted = torch.bincount(best, minlength=30) / 1e6
@@ -27,14 +27,14 @@ def test_areas_agree_with_counting_the_largest_score(atoms):
 
 def test_an_atom_below_the_envelope_has_no_cell():
     """Three atoms on a line, the middle one lowered: u_h never touches its plane."""
-    cells = power_diagram.diagram(torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]), torch.tensor([0.0, -9.0, -1.0]))
+    cells = plane.diagram(torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]), torch.tensor([0.0, -9.0, -1.0]))
     assert cells.areas[1] == 0
     assert len(cells.polygons[1]) == 0
 
 
 def test_two_atoms_split_at_the_mass_quantile():
     """Atoms side by side with masses 0.3 and 0.7: the square is cut at x = 0.3, so h₂ − h₁ = −0.3·(distance 2)."""
-    found = power_diagram.solve(torch.tensor([[1.0, 4.0], [3.0, 4.0]]), torch.tensor([0.3, 0.7]))
+    found = plane.solve(torch.tensor([[1.0, 4.0], [3.0, 4.0]]), torch.tensor([0.3, 0.7]))
     torch.testing.assert_close(float(found.heights.diff()), -0.6, rtol=1e-6, atol=0)  # weights are float32
 
 
@@ -42,7 +42,7 @@ def test_a_product_grid_has_constant_power_weights():
     """Centres of a 5×5 board: the cells are the squares of the board, Voronoi cells, so ‖y‖² + 2h is constant."""
     ticks = (torch.arange(5, dtype=torch.float64) + 0.5) / 5
     board = torch.cartesian_prod(ticks, ticks)
-    found = power_diagram.solve(board, tol=1e-10)
+    found = plane.solve(board, tol=1e-10)
     power = (board**2).sum(1) + 2 * found.heights
     torch.testing.assert_close(
         power, power.mean().expand(25), rtol=0, atol=1e-8
@@ -52,19 +52,19 @@ def test_a_product_grid_has_constant_power_weights():
 def test_gradient_is_the_finite_difference_of_the_energy(atoms, generator):
     """Central differences of the exact energy, step 1e-5: error O(step²) plus rounding 1e-11."""
     weights = torch.full((30,), 1 / 30, dtype=torch.float64)
-    heights = power_diagram.start_heights(atoms)
+    heights = plane.start_heights(atoms)
     along = torch.randn(30, dtype=torch.float64, generator=generator)
-    up, down = (power_diagram.diagram(atoms, heights + s * 1e-5 * along).energy(weights) for s in (1, -1))
-    slope = float(power_diagram.diagram(atoms, heights).gradient(weights) @ along)
+    up, down = (plane.diagram(atoms, heights + s * 1e-5 * along).energy(weights) for s in (1, -1))
+    slope = float(plane.diagram(atoms, heights).gradient(weights) @ along)
     torch.testing.assert_close((up - down) / 2e-5, slope, rtol=0, atol=1e-7)
 
 
 def test_hessian_is_the_finite_difference_of_the_gradient(atoms, generator):
     """Central differences of the areas, step 1e-6; facets appear and vanish only in second order."""
-    heights = power_diagram.start_heights(atoms)
+    heights = plane.start_heights(atoms)
     along = torch.randn(30, dtype=torch.float64, generator=generator)
-    up, down = (power_diagram.diagram(atoms, heights + s * 1e-6 * along).areas for s in (1, -1))
-    curvature = torch.from_numpy(power_diagram.diagram(atoms, heights).hessian() @ along.numpy())
+    up, down = (plane.diagram(atoms, heights + s * 1e-6 * along).areas for s in (1, -1))
+    curvature = torch.from_numpy(plane.diagram(atoms, heights).hessian() @ along.numpy())
     torch.testing.assert_close((up - down) / 2e-6, curvature, rtol=0, atol=1e-3)  # entries are of order 10
 
 
@@ -72,7 +72,7 @@ def test_newton_reaches_unequal_weights(atoms, generator):
     """The areas are the weights at the minimum of E."""
     weights = torch.rand(30, dtype=torch.float64, generator=generator) + 0.2
     weights /= weights.sum()
-    found = power_diagram.solve(atoms, weights)
+    found = plane.solve(atoms, weights)
     torch.testing.assert_close(found.diagram.areas, weights, rtol=1e-8, atol=0)  # 10x the stopping threshold
 
 
@@ -81,17 +81,15 @@ def test_newton_survives_tight_clusters(generator):
     angle = torch.arange(8, dtype=torch.float64) * torch.pi / 4
     ring = 2 * torch.stack([angle.cos(), angle.sin()], 1).repeat(4, 1)
     ring = ring + 0.02 * torch.randn(32, 2, dtype=torch.float64, generator=generator)
-    torch.testing.assert_close(
-        power_diagram.solve(ring).diagram.areas, torch.full((32,), 1 / 32).double(), rtol=1e-8, atol=0
-    )
+    torch.testing.assert_close(plane.solve(ring).diagram.areas, torch.full((32,), 1 / 32).double(), rtol=1e-8, atol=0)
 
 
 def test_transport_cost_to_the_centre_is_a_sixth():
     """∫ ‖x − (½, ½)‖² over the unit square is 2/12."""
-    found = power_diagram.solve(torch.tensor([[0.5, 0.5]]))
+    found = plane.solve(torch.tensor([[0.5, 0.5]]))
     torch.testing.assert_close(found.diagram.transport_cost(), 1 / 6, rtol=1e-10, atol=0)
 
 
 def test_no_iterations_raise_with_the_error_reached(atoms):
     with pytest.raises(RuntimeError, match=r"relative error of .* in 0 steps"):
-        power_diagram.solve(atoms, max_iterations=0)
+        plane.solve(atoms, max_iterations=0)

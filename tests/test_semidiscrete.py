@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from geodesic import _scores, _starts, cell_graph, power_diagram, semidiscrete
+from geodesic import semidiscrete
+from geodesic.semidiscrete import _newton, _samples, _solver, _starts, plane
 from scipy.optimize import linear_sum_assignment
 
 
@@ -56,7 +57,7 @@ def test_certified_error_covers_the_exact_one_in_the_plane(dtype, generator):
     points = torch.rand(100, 2, generator=generator).to(dtype)
     found = semidiscrete.solve(points, generator=generator)
     assert found.heights.dtype == dtype
-    areas = power_diagram.diagram(points, found.heights).areas
+    areas = plane.diagram(points, found.heights).areas
     exact = float((100 * areas - 1).pow(2).mean().sqrt())
     assert exact <= certificate(found)  # Monte-Carlo, four standard errors
     assert exact >= math.sqrt(max(0.0, found.marginal_error**2 - 4 * found.standard_error))
@@ -66,11 +67,11 @@ def test_newton_and_stochastic_heights_agree_in_the_plane(generator):
     """Both minimise the same convex energy, so at its minimum their difference is second order in the error."""
     points = torch.rand(60, 2, dtype=torch.float64, generator=generator)
     weights = torch.full((60,), 1 / 60, dtype=torch.float64)
-    exact = power_diagram.solve(points)
+    exact = plane.solve(points)
     found = semidiscrete.solve(points, tol=0.02, generator=generator)
-    excess = power_diagram.diagram(points, found.heights).energy(weights) - exact.diagram.energy(weights)
+    excess = plane.diagram(points, found.heights).energy(weights) - exact.diagram.energy(weights)
     # convexity: 0 ≤ E(h) − E(h*) ≤ ⟨∇E(h), h − h*⟩
-    slope = power_diagram.diagram(points, found.heights).gradient(weights) @ (found.heights - exact.heights)
+    slope = plane.diagram(points, found.heights).gradient(weights) @ (found.heights - exact.heights)
     assert -1e-12 <= excess <= float(slope) + 1e-12
     torch.testing.assert_close(found.heights, exact.heights, rtol=0, atol=10 * 0.02 * 0.01)  # 10 tol x a height's scale
 
@@ -119,7 +120,7 @@ def test_held_out_error_has_no_bias_of_noise(generator):
     for _ in range(400):
         draws = torch.multinomial(mass.expand(8, 4), 50, replacement=True, generator=generator)
         counts = torch.stack([torch.bincount(row, minlength=4) for row in draws])
-        squares.append(semidiscrete._held_out(counts, weights)[0])
+        squares.append(_solver._held_out(counts, weights)[0])
     squares = torch.tensor(squares, dtype=torch.float64)
     true = float((weights * (mass / weights - 1) ** 2).sum())
     assert abs(float(squares.mean()) - true) <= 4 * float(squares.std()) / 20
@@ -132,7 +133,7 @@ def test_graph_estimates_the_hessian_of_the_line(generator):
     heights = torch.cat([torch.zeros(1).double(), -(cuts * points.diff(dim=0)[:, 0]).cumsum(0)])
     x = torch.linspace(0, 1, 100_001, dtype=torch.float64)[:, None]
     scores, atoms = (x @ points.T + heights).topk(2, dim=1)
-    graph = cell_graph.facets(points, atoms[:, 0], atoms[:, 1], scores[:, 0] - scores[:, 1])
+    graph = _newton.facets(points, atoms[:, 0], atoms[:, 1], scores[:, 0] - scores[:, 1])
     laplacian = torch.stack([graph.apply(e) for e in torch.eye(5, dtype=torch.float64)])
     torch.testing.assert_close(-laplacian.diagonal(1), 1 / points.diff(dim=0)[:, 0], rtol=1e-3, atol=0)  # grid 1e-5
 
@@ -142,7 +143,7 @@ def test_a_moved_cell_keeps_its_mass_within_bounds():
     of its mass when its target is what it has: (1 + δ)² = 4 and ¼."""
     one = torch.ones(1, dtype=torch.float64)
     depth = torch.ones(2, dtype=torch.float64)
-    graph = cell_graph.Graph(torch.tensor([0]), torch.tensor([1]), one, torch.ones(2, dtype=torch.float64), depth, 2)
+    graph = _newton.Graph(torch.tensor([0]), torch.tensor([1]), one, torch.ones(2, dtype=torch.float64), depth, 2)
     moved = graph.limit(torch.tensor([5.0, 0.0], dtype=torch.float64), depth)
     torch.testing.assert_close(moved, torch.tensor([1.0, 4.5], dtype=torch.float64))  # 0 + 1, and 5 − ½
 
@@ -151,7 +152,7 @@ def test_an_empty_cell_is_joined_where_it_touches():
     """Conductance d ν/S and the depth of the cell that it touches."""
     one = torch.ones(1, dtype=torch.float64)
     depth = torch.tensor([2.0, 0.5, 9.0], dtype=torch.float64)
-    graph = cell_graph.Graph(torch.tensor([0]), torch.tensor([1]), one, torch.tensor([1.0, 1, 0]).double(), depth, 3)
+    graph = _newton.Graph(torch.tensor([0]), torch.tensor([1]), one, torch.tensor([1.0, 1, 0]).double(), depth, 3)
     joined = graph.joined(torch.tensor([2]), torch.tensor([1]), 0.25 * one)
     assert float(joined.conductance[1]) == 3 * 0.25 / 0.5
     assert joined.degree.tolist() == [1.0, 1 + 1.5, 1.5]
@@ -167,9 +168,9 @@ def pieces(generator):
 
 def test_start_from_a_coarser_problem_is_better_than_gaussian(pieces, generator):
     """E at the interpolated heights lies between its minimum (the solution's, to its error) and the Gaussian start."""
-    frame, weights = _scores.Frame.of(pieces, "normal"), torch.full((1000,), 1e-3, dtype=torch.float64)
+    frame, weights = _samples.Frame.of(pieces, "normal"), torch.full((1000,), 1e-3, dtype=torch.float64)
     x = semidiscrete.draw(20_000, 2, "normal", generator)
-    start = semidiscrete._start(frame, weights, generator)
+    start = _solver._start(frame, weights, generator)
     solved = semidiscrete.solve(pieces, source="normal", tol=0.1, generator=generator).heights.double() / frame.scale
     least, ours, gauss = (
         potential_of(frame.atoms.double(), h, "normal").energy(x.double())

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from geodesic import staggered
+from geodesic.fluid import _staggered as staggered
 
 
 def displaced(times, cells, size=0.1):

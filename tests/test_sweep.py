@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import time
 from pathlib import Path
 
 import distributed
+import geodesic
 import nbformat
 import psutil
 import pytest
-from geodesic import _dispatch, _kernels, _progress, _workers, experiment, records, sweep
+from geodesic import experiment, records, sweep
 from geodesic.__main__ import main
+from geodesic.sweep import dispatch, kernel, progress, worker
 from PIL import Image
 from safetensors import safe_open
 
@@ -200,6 +203,19 @@ def test_every_committed_mnist_record_is_a_run_of_its_grid():
     assert {path.stem for path in grid.out.glob("*.json")} <= {run.name for run in grid.runs}
 
 
+@pytest.mark.parametrize("changed", ["data.py", "sweep/grid.py"])
+def test_a_changed_library_makes_a_kept_plan_void(noted, tmp_path, monkeypatch, changed):
+    """Whichever of its folders the change is in."""
+    path, copy = noted("[axes]\nseed = [0]"), tmp_path / "geodesic"
+    shutil.copytree(Path(geodesic.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    before = sweep.read(path).digest
+    monkeypatch.setattr(geodesic, "__file__", str(copy / "__init__.py"))
+    assert sweep.read(path).digest == before
+    with open(copy / changed, "a") as file:
+        file.write("\n")
+    assert sweep.read(path).digest != before
+
+
 def test_a_changed_notebook_makes_a_kept_plan_void(noted, tmp_path):
     path = noted("[axes]\nseed = [0, 1]")
     sweep.keep_plan(sweep.read(path))
@@ -221,14 +237,14 @@ def test_time_is_estimated_from_records_of_like_runs(digits, tmp_path):
         time = {"seconds": outside + 10 * epoch, "training_seconds": 10 * epoch}
         record = {"settings": like.settings | {"epochs": 10, "seed": seed}, "status": "ok", "final": None}
         records.write(record | {"provenance": time}, grid.out)
-    assert _progress.estimate(grid) == {like.name: pytest.approx(64)}
+    assert progress.estimate(grid) == {like.name: pytest.approx(64)}
 
 
 def test_what_is_left_is_told_from_like_runs_and_from_the_pace():
     """a took twice what was expected: b will, too, 2 · 30 s; c, without like runs, takes the mean of what ended."""
-    assert _progress.remaining(["b", "c"], {"a": 20.0}, {"a": 10.0, "b": 30.0}) == 60 + 20
-    assert _progress.remaining(["b", "c"], {}, {"b": 30.0}) == 30 + 30
-    assert _progress.remaining(["b", "c"], {}, {}) is None
+    assert progress.remaining(["b", "c"], {"a": 20.0}, {"a": 10.0, "b": 30.0}) == 60 + 20
+    assert progress.remaining(["b", "c"], {}, {"b": 30.0}) == 30 + 30
+    assert progress.remaining(["b", "c"], {}, {}) is None
 
 
 # Bad input: one line, nothing begun
@@ -321,7 +337,7 @@ def test_settings_that_do_not_fit_the_data_are_found_before_any_run(settings, er
 
 
 def test_a_scheduler_that_does_not_answer_is_named(noted, capsys, monkeypatch):
-    monkeypatch.setattr(_dispatch, "_ANSWER", 1.0)
+    monkeypatch.setattr(dispatch, "_ANSWER", 1.0)
     assert main(["sweep", str(noted("[axes]\nseed = [0]")), "--scheduler", "tcp://127.0.0.1:1"]) == 2
     error = capsys.readouterr().err
     assert "no Dask scheduler answers at tcp://127.0.0.1:1 within 1 s" in error
@@ -331,9 +347,7 @@ def test_a_scheduler_that_does_not_answer_is_named(noted, capsys, monkeypatch):
 def test_a_worker_of_another_version_is_refused(noted, tmp_path, capsys):
     """The worker imports a copy of the package whose version was changed."""
     package = tmp_path / "old" / "geodesic"
-    package.mkdir(parents=True)
-    for source in Path(sweep.__file__).parent.glob("*.py"):
-        (package / source.name).write_text(source.read_text())
+    shutil.copytree(Path(geodesic.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").write_text('__version__ = "0.0.9"\n')
     with dask(tmp_path, 1, {"PYTHONPATH": str(tmp_path / "old")}) as (address, _):
         assert main(["sweep", str(noted("[axes]\nseed = [0]")), "--scheduler", address]) == 2
@@ -343,9 +357,9 @@ def test_a_worker_of_another_version_is_refused(noted, tmp_path, capsys):
 
 
 def test_a_worker_that_does_not_see_the_folder_is_found(tmp_path):
-    assert "cannot use the sweep's folders" in _workers.inspect(str(tmp_path / "no.token"), ".")["problem"]
+    assert "cannot use the sweep's folders" in worker.inspect(str(tmp_path / "no.token"), ".")["problem"]
     (tmp_path / "a.token").touch()
-    assert _workers.inspect(str(tmp_path / "a.token"), ".")["problem"] == ""
+    assert worker.inspect(str(tmp_path / "a.token"), ".")["problem"] == ""
 
 
 # Runs
@@ -370,7 +384,7 @@ def test_an_experiment_is_computed_once_and_equals_a_direct_run(digits, cluster,
         assert any(f"{record['status']} after" in output.get("text", "") for output in outputs)
         assert any("<svg" in str(output.get("data", "")) for output in outputs)
     assert list((tmp_path / "out" / "checkpoints").iterdir()) == []
-    monkeypatch.setattr(_dispatch, "execute", lambda *_: pytest.fail("executed again"))
+    monkeypatch.setattr(dispatch, "execute", lambda *_: pytest.fail("executed again"))
     assert main(["sweep", str(path)]) == 0
     assert capsys.readouterr().out == "2 runs: 2 reused, 0 computed, 0 failed\n"
 
@@ -412,7 +426,7 @@ def test_a_hung_run_is_stopped_at_its_timeout(noted, cluster, tmp_path, capsys):
 def test_a_kernel_that_has_not_started_when_its_time_is_up_is_stopped_too(tmp_path):
     write_notebook(tmp_path / "a.ipynb", "n = 0", HANG)
     options = {"timeout": 0.01, "environment": dict(os.environ), "cwd": str(tmp_path)}
-    assert _kernels.execute(str(tmp_path / "a.ipynb"), tmp_path / "b.ipynb", {}, **options).why == "timeout"
+    assert kernel.execute(str(tmp_path / "a.ipynb"), tmp_path / "b.ipynb", {}, **options).why == "timeout"
 
 
 def test_a_forked_kernel_is_a_kernel_like_any_other(tmp_path):
@@ -423,16 +437,14 @@ def test_a_forked_kernel_is_a_kernel_like_any_other(tmp_path):
                    f"if hang: {HANG}")  # fmt: skip
     threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     options = {"timeout": float(PATIENCE), "environment": os.environ | threads, "cwd": str(tmp_path), "warm": True}
-    found = [_kernels.execute(str(tmp_path / "a.ipynb"), tmp_path / "b.ipynb", {}, **options) for _ in range(2)]
+    found = [kernel.execute(str(tmp_path / "a.ipynb"), tmp_path / "b.ipynb", {}, **options) for _ in range(2)]
     assert [one.why for one in found] == ["", ""]
     (pid, group, random, count, folder), (_, _, other, _, _) = (one.displayed for one in found)
     assert (group, count, folder) == (pid, "1", str(tmp_path))
     assert random != other
-    (parent,) = _kernels._parents.values()
+    (parent,) = kernel._parents.values()
     assert parent._able  # they were forked, not started afresh
-    late = _kernels.execute(
-        str(tmp_path / "a.ipynb"), tmp_path / "b.ipynb", {"hang": True}, **options | {"timeout": 4.0}
-    )
+    late = kernel.execute(str(tmp_path / "a.ipynb"), tmp_path / "b.ipynb", {"hang": True}, **options | {"timeout": 4.0})
     assert late.why == "timeout"
 
 
@@ -452,7 +464,7 @@ def test_a_diverged_network_is_a_failure_that_is_not_repeated(digits, cluster, c
     assert "diverged" in first
     assert "training loss by epoch: " in first
     assert first.splitlines()[-1] == "1 runs: 0 reused, 0 computed, 1 failed"
-    monkeypatch.setattr(_dispatch, "execute", lambda *_: pytest.fail("executed again"))
+    monkeypatch.setattr(dispatch, "execute", lambda *_: pytest.fail("executed again"))
     assert main(["sweep", str(path)]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "1 runs: 0 reused, 0 computed, 1 failed"
 
@@ -488,7 +500,7 @@ def keep(grid, **provenance):
 
 def recorded(path):
     grid = sweep.read(path)
-    return [_workers.recorded(grid.out, run) is not None for run in grid.runs]
+    return [worker.recorded(grid.out, run) is not None for run in grid.runs]
 
 
 @pytest.mark.parametrize(("version", "same"), [("0.1.0", True), ("0.1.7", True), ("0.2.0", False), ("1.1.0", False)])
@@ -533,8 +545,8 @@ def test_changed_images_make_their_records_void(digits, tmp_path, monkeypatch):
 def test_a_lock_ends_with_the_last_process_that_inherited_it(tmp_path):
     """A parent takes it and is killed; its child, which sleeps, still holds it; then the child is killed too."""
     code = (
-        "import os, sys, subprocess\nfrom geodesic import _workers\nfrom pathlib import Path\n"
-        "with _workers.lock(Path(sys.argv[1])) as held:\n"
+        "import os, sys, subprocess\nfrom geodesic.sweep import worker\nfrom pathlib import Path\n"
+        "with worker.lock(Path(sys.argv[1])) as held:\n"
         "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], pass_fds=[held],"
         " stdout=subprocess.DEVNULL)\n"
         "    print(child.pid, flush=True)\n    child.wait()\n"
@@ -549,7 +561,7 @@ def test_a_lock_ends_with_the_last_process_that_inherited_it(tmp_path):
 
 
 def free(path):
-    with _workers.lock(path) as held:
+    with worker.lock(path) as held:
         return held is not None
 
 
@@ -702,7 +714,7 @@ def test_a_finished_grid_of_200_is_recognised_in_two_seconds(digits, tmp_path):
     """Processor time, which other work on the machine does not stretch; the records are written by hand."""
     path = digits(f"[axes]\nseed = {list(range(200))}")
     grid = sweep.read(path)
-    provenance = {"geodesic": _workers.versions()["geodesic"], "seconds": 1.0}
+    provenance = {"geodesic": worker.versions()["geodesic"], "seconds": 1.0}
     padding = {"status": "ok", "final": None, "epochs": [[0.0] * 4000], "provenance": provenance}
     for run in grid.runs:
         records.write({"settings": run.settings} | padding, grid.out)
@@ -719,11 +731,11 @@ def test_a_finished_grid_of_200_is_recognised_in_two_seconds(digits, tmp_path):
 def test_gpus_are_dealt_out_to_the_workers_in_turn(monkeypatch):
     import distributed
 
-    job = _workers.Job("", {}, "", "", None, {}, "", "", "", True, 1.0, None, ("2", "5"), {})
+    job = worker.Job("", {}, "", "", None, {}, "", "", "", True, 1.0, None, ("2", "5"), {})
     seen = []
     for name in ("0", "1", "2"):
         monkeypatch.setattr(distributed, "get_worker", lambda name=name: type("Worker", (), {"name": name}))
-        seen.append(_workers._environment(job)["CUDA_VISIBLE_DEVICES"])
+        seen.append(worker._environment(job)["CUDA_VISIBLE_DEVICES"])
     assert seen == ["2", "5", "2"]
 
 

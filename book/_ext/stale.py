@@ -20,17 +20,26 @@ LIBRARY, RESULTS, BUILD = ROOT / "lib" / "geodesic", ROOT / "results", ROOT / "_
 DIGESTS = BUILD / "inputs.json"
 
 
-def imported(source: str) -> set[str]:
-    """The modules of `geodesic` that a source names in its import statements."""
-    found = set()
+def file(module: str) -> Path | None:
+    """The source of a module of `geodesic`, written from below it ("sweep.grid"); a package's is its `__init__`."""
+    path = LIBRARY.joinpath(*module.split("."))
+    return next((one for one in (path.with_suffix(".py"), path / "__init__.py") if one.exists()), None)
+
+
+def imported(source: str, package: str = "geodesic") -> set[str]:
+    """The modules of `geodesic` that a source in `package` needs: what it imports, with all packages around it."""
+    paths: set[str] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module == "geodesic":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("geodesic."):
-            found.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: 1 - node.level or None] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            paths |= {f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("geodesic.")}
-    return {name for name in found if (LIBRARY / f"{name}.py").exists()}
+            paths |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "geodesic":
+            paths.add(f"geodesic.{node.attr}")  # a module that the package imports when it is asked for
+    parts = [path.split(".")[1:] for path in paths if path.startswith("geodesic.")]
+    return {name for names in parts for stop in range(len(names)) if file(name := ".".join(names[: stop + 1]))}
 
 
 def cells(chapter: str) -> str:
@@ -42,15 +51,16 @@ def cells(chapter: str) -> str:
 def inputs(chapter: Path) -> Iterator[Path]:
     """The files that a chapter's outputs depend on, besides its own text."""
     yield ROOT / "requirements.txt"
-    yield from sorted(LIBRARY.glob("*.csv"))
+    yield from sorted(LIBRARY.rglob("*.csv"))
     source = cells(chapter.read_text(encoding="utf-8"))
-    sources, todo, seen = [source], imported(source), {"__init__"}
+    sources, todo, files = [source], imported(source), {LIBRARY / "__init__.py"}
     while todo:
-        name = todo.pop()
-        seen.add(name)
-        sources.append((LIBRARY / f"{name}.py").read_text(encoding="utf-8"))
-        todo |= imported(sources[-1]) - seen
-    yield from (LIBRARY / f"{name}.py" for name in sorted(seen))
+        module = todo.pop()
+        files.add(path := file(module))
+        sources.append(path.read_text(encoding="utf-8"))
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        todo |= {name for name in imported(sources[-1], f"geodesic.{package}".rstrip(".")) if file(name) not in files}
+    yield from sorted(files)
     for folder in sorted(set(re.findall(r'RESULTS / "([\w-]+)"', "\n".join(sources)))):
         yield from sorted((RESULTS / folder).glob("*.json"))
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from geodesic import _dispatch, _progress, _workers, sweep
+from geodesic import sweep
+from geodesic.sweep import dispatch, inline, progress, worker
 
 _SEVERAL = ("seed", "weight_decay", "learning_rate")  # settings of which `run` takes several values
 
@@ -78,6 +79,20 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retries", type=_at_least(0), default=0, metavar="N", help="further attempts at a run that failed"
     )
+    inside = parser.add_argument_group("on a bare machine: no notebooks, no papermill, no Dask")
+    inside.add_argument("--in-process", action="store_true", help="compute the runs in processes of this command")
+    inside.add_argument(
+        "--processes", type=_at_least(1), help="None takes one a core; beside a CUDA device, where they score, half"
+    )
+    inside.add_argument(
+        "--together", type=_at_least(1), default=8, metavar="N", help="networks in training at a time on a CUDA device"
+    )
+    inside.add_argument(
+        "--budget", type=_at_least(0, float), metavar="S", help="seconds after which the rest is left for later"
+    )
+    inside.add_argument(
+        "--order", nargs="+", default=[], metavar="SETTING", help="begin with the lowest values of these"
+    )
     _add_place(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
@@ -95,10 +110,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_aeot(parser: argparse.ArgumentParser) -> None:
-    from geodesic import aeot, aeot_runs
+    from geodesic import aeot
+    from geodesic.aeot import runs
 
     parser.set_defaults(command=_aeot)
-    parser.add_argument("--data", choices=list(aeot_runs.SETTINGS), default="mnist", help="what to learn")
+    parser.add_argument("--data", choices=list(runs.SETTINGS), default="mnist", help="what to learn")
     parser.add_argument("--methods", nargs="+", choices=aeot.METHODS, help="train these; None takes all")
     parser.add_argument("--seeds", nargs="+", type=_at_least(0), metavar="N", help="None takes the book's: 0 1 2")
     least = {"n": 2, "samples": 16, "steps": 1}
@@ -183,23 +199,24 @@ def _number(value: float | None) -> str:
 def _sweep(options: argparse.Namespace) -> int:
     grid = sweep.read(options.grid, options.out, options.root)
     done = {
-        run.name: _workers.judged(run.name, "reused", record)
+        run.name: worker.judged(run.name, "reused", record)
         for run in grid.runs
-        if (record := _workers.recorded(grid.out, run)) is not None
+        if (record := worker.recorded(grid.out, run)) is not None
     }
     todo = [run for run in grid.runs if run.name not in done]
-    expected = _progress.estimate(grid) if todo else {}
+    expected = progress.estimate(grid) if todo else {}
     if options.dry_run:
-        print(_progress.listing(grid, done, expected, options.workers or _dispatch.cores()))
+        print(progress.listing(grid, done, expected, options.workers or dispatch.cores()))
         return 0
     with contextlib.suppress(OSError):  # it saves time, no more
         sweep.keep_plan(grid)
     if todo:
-        names = [field.name for field in dataclasses.fields(_dispatch.Options)]
-        chosen = {name: getattr(options, name) for name in names if name != "show"}
-        ended = _dispatch.execute(grid, todo, _dispatch.Options(**chosen, show=not options.quiet), expected)
-        done |= {outcome.name: outcome for outcome in ended}
-    print(_progress.conclusion(grid, done))
+        way = inline if options.in_process else dispatch
+        names = [field.name for field in dataclasses.fields(way.Options) if field.name != "show"]
+        chosen = way.Options(**{name: getattr(options, name) for name in names}, show=not options.quiet)
+        todo = inline.ordered(todo, options.order)
+        done |= {outcome.name: outcome for outcome in way.execute(grid, todo, chosen, expected)}
+    print(progress.conclusion(grid, done))
     return int(any(outcome.status == "failed" for outcome in done.values()))
 
 
@@ -217,9 +234,10 @@ def _report(options: argparse.Namespace) -> int:
 def _aeot(options: argparse.Namespace) -> int:
     from torchvision.io import write_png
 
-    from geodesic import aeot_runs, data, records
+    from geodesic import data, records
+    from geodesic.aeot import runs
 
-    settings = aeot_runs.SETTINGS[options.data]
+    settings = runs.SETTINGS[options.data]
     chosen = {key: getattr(options, key) for key in ("methods", "seeds", "n", "samples") if getattr(options, key)}
     settings = settings | chosen
     if options.steps:
@@ -231,13 +249,13 @@ def _aeot(options: argparse.Namespace) -> int:
     def follow(part: dict[str, Any]) -> None:
         print(f"seed {part['seed']} {part['method']}: {part['seconds']:.0f} s", file=sys.stderr, flush=True)
 
-    path = aeot_runs.run(settings, options.out, options.root, follow)
+    path = runs.run(settings, options.out, options.root, follow)
     record = records.read(path)
-    for name, scores in aeot_runs.rows(record):
+    for name, scores in runs.rows(record):
         print(f"{name}: " + ", ".join(f"{key} {score.mean:.3f} ± {score.sd:.3f}" for key, score in scores.items()))
     print(f"record: {path}")
     if "dataset" in settings:
-        write_png(aeot_runs.page(record), str(path.with_suffix(".png")))
+        write_png(runs.page(record), str(path.with_suffix(".png")))
         print(f"images, {', '.join(settings['methods'])} from the top: {path.with_suffix('.png')}")
     return 0
 

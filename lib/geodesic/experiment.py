@@ -23,6 +23,7 @@ from geodesic.networks import Network
 from geodesic.settings import Settings
 from geodesic.training import Job, Progress
 
+_PLANE_EPOCHS = 8  # at most, of which tracks are kept in a plane
 _COLLAPSED = 0.99  # a training loss above this share of the best constant answer's: nothing was learnt
 
 
@@ -32,6 +33,7 @@ def run(
     root: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     download: bool = False,
+    dataset: Dataset | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
     stop: Callable[[], bool] | None = None,
     show: bool = False,
@@ -43,6 +45,7 @@ def run(
         root: where the data are (see `data.load`).
         device: where to run.
         download: fetch data that are not there.
+        dataset: the data, if they are loaded already and on the device.
         checkpoints: folder in which to keep an unfinished run's state, to continue from after an interruption.
         stop: asked after every epoch; where it says True before the last, the run ends there.
         show: draw a progress bar.
@@ -57,7 +60,9 @@ def run(
         ValueError: for settings that do not fit the data.
         Stopped: if `stop` ended the run; its checkpoint continues it.
     """
-    options = {"root": root, "device": device, "download": download, "checkpoints": checkpoints}
+    options = {
+        "root": root, "device": device, "download": download, "dataset": dataset, "checkpoints": checkpoints
+    }  # fmt: skip
     record = next(run_many([settings], **options, stop=stop, show=show), None)
     if record is None:
         raise Stopped(f"stopped before its {settings.epochs} epochs were over; its checkpoint continues it")
@@ -74,6 +79,7 @@ def run_many(
     root: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     download: bool = False,
+    dataset: Dataset | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
     together: int = 1,
     stop: Callable[[], bool] | None = None,
@@ -86,6 +92,7 @@ def run_many(
         root: see `run`.
         device: where to run.
         download: fetch data that are not there.
+        dataset: the data, if they are loaded already and on the device.
         checkpoints: see `run`.
         together: networks in training at a time on a CUDA device (see `training.train_many`).
         stop: see `run`.
@@ -98,8 +105,8 @@ def run_many(
         ValueError: for settings that do not fit the data.
     """
     for member, progress in train_many(
-        settings, root=root, device=device, download=download, checkpoints=checkpoints, together=together,
-        stop=stop, show=show,
+        settings, root=root, device=device, download=download, dataset=dataset, checkpoints=checkpoints,
+        together=together, stop=stop, show=show,
     ):  # fmt: skip
         yield member.record(progress) if progress.finished(member.settings) else None
 
@@ -110,6 +117,7 @@ def train_many(
     root: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     download: bool = False,
+    dataset: Dataset | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
     together: int = 1,
     stop: Callable[[], bool] | None = None,
@@ -124,12 +132,12 @@ def train_many(
     members: dict[int, Member] = {}
 
     def jobs() -> Iterator[Job]:
-        loaded: tuple[str, Dataset] | None = None
+        loaded = dataset
         for one in settings:
             clock = time.perf_counter()
-            if loaded is None or loaded[0] != one.dataset:
-                loaded = one.dataset, data.load(one.dataset, root, device=device, download=download)
-            member = _member(one, loaded[1], device, clock, together)
+            if loaded is None or (dataset is None and loaded.name != one.dataset):
+                loaded = data.load(one.dataset, root, device=device, download=download)
+            member = _member(one, loaded, device, clock, together)
             path = Path(checkpoints) / f"{records.name(one.to_dict())}.safetensors" if checkpoints else None
             job = Job(member.network, member.dataset, one, member.generator, member.on_epoch, path)
             members[id(job)] = member
@@ -223,17 +231,19 @@ def _final(
 
 
 def _plane(progress: Progress, labels: Tensor, settings: Settings) -> dict[str, Any]:
-    """Tracks of a few training points at every epoch, in the plane of the last epoch's principal axes."""
+    """Tracks of a few training points in the plane of the last epoch's principal axes.
+
+    Of seed 0, which figures draw, at up to eight epochs that lie even; of other seeds after the last one alone.
+    """
     last = max(int(key.split(".")[1]) for key in progress.snapshots)
+    epochs = sorted({round(k * last / (_PLANE_EPOCHS - 1)) for k in range(_PLANE_EPOCHS)})
+    epochs = epochs if settings.seed == 0 else [last]
     stages = []
     for k in range(settings.stages):
         centre, axes, share = probes.plane(progress.snapshots[f"{k}.{last}"].flatten(0, 1))
-        paths = []
-        for epoch in range(last + 1):
-            track = progress.snapshots[f"{k}.{epoch}"]
-            paths.append((track - centre) @ axes)
+        paths = [(progress.snapshots[f"{k}.{epoch}"] - centre) @ axes for epoch in epochs]
         stages.append({"variance_share": share, "tracks": [_rounded(path) for path in paths]})
-    return {"labels": labels.tolist(), "stages": stages}
+    return {"labels": labels.tolist(), "epochs": epochs, "stages": stages}
 
 
 def _network(settings: Settings, dataset: Dataset, generator: torch.Generator) -> Network:

@@ -33,7 +33,9 @@ class Settings(Recipe):
         "sizes of the nested subsets for the transport score, of each part as far as it goes; "
         "None takes 1000 2000 4000, or what a small set has",
     )
-    plane_points: int = _setting(30, "training points whose tracks are kept in a plane, at every epoch")
+    plane_points: int = _setting(
+        30, "training points whose tracks are kept in a plane; of seed 0 at up to eight epochs"
+    )
 
     def __post_init__(self) -> None:
         # One run, one hash: what was left open is filled in; 0 and 0.0, or another order of subsets, are the same.

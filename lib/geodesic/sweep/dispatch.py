@@ -1,6 +1,6 @@
 """The client's side of a sweep: find or start workers, check them, hand out the runs, show how it goes.
 
-Used by `python -m geodesic sweep`; what a worker does with a run is in `_workers`.
+Used by `python -m geodesic sweep`; what a worker does with a run is in `worker`.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geodesic import _workers
-from geodesic._progress import Display, outlook, say
-from geodesic._workers import Job, Outcome
-from geodesic.sweep import CONTROLS, Grid, Run
+from geodesic.sweep import worker
+from geodesic.sweep.grid import CONTROLS, Grid, Run
+from geodesic.sweep.progress import Display, outlook, say
+from geodesic.sweep.worker import Job, Outcome
 
 _ANSWER = 15.0  # seconds in which a scheduler must answer
 _LOOK_AGAIN = 2.0  # seconds between looks at a run that another sweep computes
@@ -66,7 +66,7 @@ def execute(grid: Grid, runs: Sequence[Run], options: Options, expected: Mapping
         if grid.experiment:
             settings = [run.settings for run in runs]
             asked = (settings, _root(options), options.device, options.download, os.getcwd())
-            wrong = client.submit(_workers.check, *asked, pure=False).result()
+            wrong = client.submit(worker.check, *asked, pure=False).result()
             if wrong:
                 raise ValueError(wrong)
         jobs = _jobs(grid, runs, options, width)
@@ -88,7 +88,7 @@ def _hand_out(client: Any, jobs: Sequence[Job], retries: int, display: Display) 
 
     def submit(batch: Sequence[tuple[Job, int]]) -> dict[Any, tuple[Job, int]]:
         some = [job for job, _ in batch]
-        futures = client.map(_workers.execute, some, key=[(group, next(numbers)) for _ in some], pure=False)
+        futures = client.map(worker.execute, some, key=[(group, next(numbers)) for _ in some], pure=False)
         return dict(zip(futures, batch, strict=True))
 
     running = submit([(job, 0) for job in jobs])
@@ -144,10 +144,10 @@ def _outcome(future: Any, job: Job) -> Outcome:
     """What the worker said; if it was lost with the run, again and again, that is the run's failure."""
     if future.status == "finished":
         return future.result()
-    lines = tuple(str(future.exception()).splitlines()[: _workers.LAST_LINES])
+    lines = tuple(str(future.exception()).splitlines()[: worker.LAST_LINES])
     outcome = Outcome(job.name, "failed", "worker", lines=lines)
     with contextlib.suppress(OSError):
-        _workers.write_json(Path(job.out) / "failures" / f"{job.name}.json", _workers.failure(job, outcome))
+        worker.write_json(Path(job.out) / "failures" / f"{job.name}.json", worker.failure(job, outcome))
     return outcome
 
 
@@ -170,7 +170,7 @@ def _jobs(grid: Grid, runs: Sequence[Run], options: Options, width: int | None) 
         "timeout": options.timeout,
         "threads": options.threads or (max(1, cores() // width) if width else None),
         "gpus": _gpus(options) if width else (),
-        "versions": _workers.versions(),
+        "versions": worker.versions(),
     }
     return [
         Job(
@@ -221,19 +221,19 @@ def _inspect(client: Any, grid: Grid, show: bool) -> None:
         page = "status" if importlib.util.find_spec("bokeh") else "info/main/workers.html"  # a table without bokeh
         say(f"Dask dashboard: {client.dashboard_link.removesuffix('status')}{page}")
     token = grid.out.absolute() / "locks" / f"{secrets.token_hex(8)}.token"
-    _workers.write_json(token, None)
+    worker.write_json(token, None)
     try:
-        found = client.run(_workers.inspect, str(token), os.getcwd(), on_error="return")
+        found = client.run(worker.inspect, str(token), os.getcwd(), on_error="return")
     finally:
         for file in token.parent.glob(f"{token.stem}.*"):
             file.unlink(missing_ok=True)
-    for address, worker in found.items():
-        if isinstance(worker, BaseException):
-            raise RuntimeError(f"worker {address} cannot run geodesic ({worker}); install the same version there")
-        if different := _workers.differences(_workers.versions(), worker["versions"]):
-            raise RuntimeError(f"worker {address} on {worker['host']} differs: {different}; install the same there")
-        if worker["problem"]:
-            raise RuntimeError(f"worker {address} on {worker['host']} {worker['problem']}")
+    for address, answer in found.items():
+        if isinstance(answer, BaseException):
+            raise RuntimeError(f"worker {address} cannot run geodesic ({answer}); install the same version there")
+        if different := worker.differences(worker.versions(), answer["versions"]):
+            raise RuntimeError(f"worker {address} on {answer['host']} differs: {different}; install the same there")
+        if answer["problem"]:
+            raise RuntimeError(f"worker {address} on {answer['host']} {answer['problem']}")
 
 
 def _root(options: Options) -> str:

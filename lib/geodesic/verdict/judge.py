@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from scipy import stats
 
-from geodesic.evidence import Row
+from geodesic.verdict.evidence import Row
 
 CONFIDENCE = 0.95
 MIN_SEEDS = 3

@@ -1,6 +1,6 @@
 """What a sweep shows: progress while it runs, the list of a dry run, the failures and the count at the end.
 
-Used by `_dispatch` and `python -m geodesic sweep`.
+Used by `dispatch` and `python -m geodesic sweep`.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from geodesic._workers import Outcome
-from geodesic.sweep import Grid
+from geodesic.sweep.grid import Grid
+from geodesic.sweep.worker import Outcome
 
 # Settings that do not change how long an epoch takes, and the number of epochs itself.
 _FREE = ("weight_decay", "learning_rate", "momentum", "schedule", "seed", "labels", "epochs")
@@ -46,17 +46,17 @@ def estimate(grid: Grid) -> dict[str, float]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
         epoch = training / settings["epochs"] if settings.get("epochs") else 0.0
-        past.setdefault(_pace(settings), []).append((seconds - training, epoch))
+        past.setdefault(pace(settings), []).append((seconds - training, epoch))
     medians = {key: [statistics.median(part) for part in zip(*times, strict=True)] for key, times in past.items()}
     return {
         run.name: fixed + run.settings.get("epochs", 0) * epoch
         for run in grid.runs
-        for fixed, epoch in [medians.get(_pace(run.settings), (None, None))]
+        for fixed, epoch in [medians.get(pace(run.settings), (None, None))]
         if fixed is not None
     }
 
 
-def _pace(settings: Mapping[str, Any]) -> str:
+def pace(settings: Mapping[str, Any]) -> str:
     """The settings that decide how long a run takes, as a key."""
     return json.dumps({key: value for key, value in settings.items() if key not in _FREE}, sort_keys=True)
 
@@ -89,12 +89,14 @@ def conclusion(grid: Grid, done: Mapping[str, Outcome]) -> str:
     """The failures with their last line, where to read more, and the count."""
     lines = []
     for run in grid.runs:
-        outcome = done[run.name]
-        if outcome.status == "failed":
+        outcome = done.get(run.name)
+        if outcome is not None and outcome.status == "failed":
             lines += [f"{outcome.why:<9}{run.name}  {run.label}", f"         {(outcome.lines or ('',))[-1]}"]
     if lines:
         lines.append(f"failed runs: last lines in {grid.out / 'failures'}, notebooks in {grid.out / 'notebooks'}")
     counts = {status: sum(one.status == status for one in done.values()) for status in ("reused", "computed", "failed")}
+    if left := len(grid.runs) - len(done):
+        counts["left for the same command"] = left
     return "\n".join([*lines, f"{len(grid.runs)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.items())])
 
 

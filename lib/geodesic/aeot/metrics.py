@@ -1,6 +1,6 @@
 """How good are generated points? Modes, quality, distance of distributions, and whether they were memorised.
 
-Used by book/aeot.md and `geodesic.aeot_runs`. On images the distances are taken in the features of a classifier of our
+Used by book/aeot.md and `geodesic.aeot.runs`. On images the distances are taken in the features of a classifier of our
 own: the number is called a Fréchet distance, never FID, whose features are another network's.
 
 Source: Srivastava et al., arXiv:1705.07761 (modes, high-quality share, reverse KL); Kynkäänniemi et al.,

@@ -1,7 +1,7 @@
 """The paper's claims C1–C10: for each its tests on rows of records, their thresholds, and the paper's own numbers.
 
 The tests were written down before the CIFAR records existed; those of MNIST were known. What a test is and how a
-verdict follows from it is said in `verdicts`.
+verdict follows from it is said in `judge`.
 
 Used by book/verdict.md. Source of the claims: arXiv:2102.09235v2, Figs 2–16 and Tables 2–7.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from scipy import stats
 
 from geodesic import report
-from geodesic.verdicts import NETWORKS, Arm, Cells, Claim, Part
+from geodesic.verdict.judge import NETWORKS, Arm, Cells, Claim, Part
 
 _LARGE = 0.1  # the λ past which the paper sees accuracy fall
 

@@ -1,6 +1,6 @@
 """What happens on a worker of a sweep: one run in a kernel of its own, under a lock, with a deadline.
 
-Nothing here imports torch, so that a worker stays small; the runs' kernels import what they need. Used by `_dispatch`.
+Nothing here imports torch, so that a worker stays small; the runs' kernels import what they need. Used by `dispatch`.
 
 A run is done if and only if its record is there, whole, with its settings: nothing else is ever asked. The lock is one
 that the system takes back when the last process holding it ends, and the run's kernel inherits it: whatever is killed,
@@ -202,13 +202,13 @@ def check(settings: list[dict[str, Any]], root: str, device: str, download: bool
 
 def _compute(job: Job, folder: Path, held: int) -> Outcome:
     """Execute the notebook, and judge by the record that it left."""
-    from geodesic import _kernels  # papermill: half a second that a worker without work need not spend
+    from geodesic.sweep import kernel  # papermill: half a second that a worker without work need not spend
 
     start = time.monotonic()
     notebooks = folder / "notebooks"
     notebooks.mkdir(parents=True, exist_ok=True)
     running = notebooks / f"{job.name}.running.ipynb"
-    ended = _kernels.execute(
+    ended = kernel.execute(
         job.notebook, running, job.parameters, timeout=job.timeout, environment=_environment(job), cwd=job.cwd,
         keep_open=(held,), warm=job.experiment,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The recorded runs of book/meanfield.md: `python -m geodesic.meanfield_runs NAME --out results/meanfield`.
+"""The recorded runs of book/meanfield.md: `python -m geodesic.meanfield.runs NAME --out results/meanfield`.
 
 An experiment is a list of parts; the record is written after each of them, atomically, and a run that was interrupted
 goes on with the first part that is missing. `recorded` gives the chapter the finished record of the default settings.
@@ -27,7 +27,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geodesic import data, meanfield, meanfield_models, records, transport
+from geodesic import data, meanfield, records, transport
+from geodesic.meanfield import models
 
 Part = dict[str, Any]
 
@@ -115,7 +116,7 @@ def run(
                 "status": "complete" if index == len(todo) - 1 else "unfinished",
                 "final": {"parts": done},
                 "provenance": records.provenance(device, sum(each["seconds"] for each in done))
-                | {"command": f"python -m geodesic.meanfield_runs {settings['experiment']} --out results/meanfield"},
+                | {"command": f"python -m geodesic.meanfield.runs {settings['experiment']} --out results/meanfield"},
             },
             out,
         )
@@ -129,7 +130,7 @@ def recorded(experiment: str, folder: str | os.PathLike[str] = records.RESULTS /
         FileNotFoundError: if it has not been made, or not to its end.
     """
     path = Path(folder) / f"{records.name(SETTINGS[experiment])}.json"
-    remedy = f"make it with: python -m geodesic.meanfield_runs {experiment} --out {folder}"
+    remedy = f"make it with: python -m geodesic.meanfield.runs {experiment} --out {folder}"
     if not path.exists() or (record := records.read(path))["status"] != "complete":
         raise FileNotFoundError(f"the record of {experiment!r} is not there or not finished; {remedy}")
     return record
@@ -163,10 +164,10 @@ def _success(settings: dict[str, Any], part: Part, root: Any, device: torch.devi
     repeats = part["repeats"]
     teacher = draw_neurons((repeats, settings["teacher_neurons"]), settings["dimension"], generator, device)
     student = draw_neurons((repeats, part["m"]), settings["dimension"], generator, device)
-    problem = meanfield_models.teacher_student(teacher, settings["decay"])
+    problem = models.teacher_student(teacher, settings["decay"])
     end = settings["steps"] * settings["step"]
     trajectory = meanfield.flow(problem, student, [0.0, end], "heun", substeps=settings["steps"])
-    bare = meanfield_models.teacher_student(teacher)
+    bare = models.teacher_student(teacher)
     # Relative to the risk of the network that is zero: 1 means that nothing was learnt.
     relative = meanfield.energy(bare, trajectory.particles[-1]) / bare.constant
     return {
@@ -178,10 +179,10 @@ def _success(settings: dict[str, Any], part: Part, root: Any, device: torch.devi
 # ------------------------------------------------------------------------------------------------ propagation of chaos
 def line_problem() -> meanfield.Problem:
     """Bumps of width 0.15 on the line that are to sum to two bumps at 0.2 and 0.8 with masses 0.4 and 0.6."""
-    integrate = meanfield_models.bumps(torch.linspace(-0.5, 1.5, 41, dtype=torch.float64), 0.15)
+    integrate = models.bumps(torch.linspace(-0.5, 1.5, 41, dtype=torch.float64), 0.15)
     spikes = torch.tensor([[0.2], [0.8]], dtype=torch.float64)
     target = integrate(spikes, torch.tensor([0.4, 0.6], dtype=torch.float64))
-    return meanfield.Problem(integrate, meanfield_models.half_squared_loss(target))
+    return meanfield.Problem(integrate, models.half_squared_loss(target))
 
 
 def plane_teacher() -> Float[Tensor, "3 3"]:
@@ -232,8 +233,8 @@ def _chaos_problem(name: str, seed: int) -> meanfield.Functional:
     if name == "line":
         return line_problem()
     if name == "plane":
-        return meanfield_models.teacher_student(plane_teacher())
-    return meanfield_models.teacher_student(draw_neurons((5,), 20, _generator(seed, "teacher")))
+        return models.teacher_student(plane_teacher())
+    return models.teacher_student(draw_neurons((5,), 20, _generator(seed, "teacher")))
 
 
 @functools.lru_cache(maxsize=1)
@@ -247,7 +248,7 @@ def _chaos_limit(
 def _function_gap(name: str, particles: Tensor, limit: Tensor) -> Tensor:
     """Mean square over the inputs of f_μm − f_μ, for a batch of clouds against one."""
     if name != "line":  # twice the risk of the student with the limit as its teacher
-        return 2 * meanfield.energy(meanfield_models.teacher_student(limit), particles)
+        return 2 * meanfield.energy(models.teacher_student(limit), particles)
     problem = line_problem()
     values = [problem.integrate(cloud, meanfield.uniform_weights(cloud)) for cloud in (particles, limit)]
     return (values[0] - values[1]).square().mean(-1)
@@ -276,7 +277,7 @@ def _chaos(settings: dict[str, Any], part: Part, root: Any, device: torch.device
 
 # ----------------------------------------------------------------------------------------------------------- real data
 def scaling_factor(name: str, m: int) -> float:
-    """α of `meanfield_models.two_layer`: 1 for "mean-field", √m for "standard"."""
+    """α of `models.two_layer`: 1 for "mean-field", √m for "standard"."""
     return {"mean-field": 1.0, "standard": math.sqrt(m)}[name]
 
 
@@ -303,8 +304,8 @@ def _train(settings: dict[str, Any], part: Part, images: tuple[Tensor, ...], sta
     particles = start
     order = torch.cat([torch.randperm(len(x), generator=generator) for _ in range(_epochs(settings, len(x)))])
     for batch in order.split(settings["batch"])[: settings["steps"]]:
-        integrate = meanfield_models.two_layer(x[batch], start.shape[-1] - x.shape[1] - 1, scale)
-        problem = meanfield.Problem(integrate, meanfield_models.cross_entropy_loss(y[batch]))
+        integrate = models.two_layer(x[batch], start.shape[-1] - x.shape[1] - 1, scale)
+        problem = meanfield.Problem(integrate, models.cross_entropy_loss(y[batch]))
         particles = particles - part["step"] / scale**2 * meanfield.wasserstein_gradient(problem, particles)
     return particles
 
@@ -324,13 +325,13 @@ def _real(settings: dict[str, Any], part: Part, root: Any, device: torch.device)
     if not bool(end.isfinite().all()):
         raise RuntimeError(f"the run {part} diverged; take a smaller step than {part['step']}")
     weights = meanfield.uniform_weights(end)
-    output = meanfield_models.two_layer(x_test, classes, scale)(end, weights)
+    output = models.two_layer(x_test, classes, scale)(end, weights)
     some = torch.randperm(len(end), generator=generator)[: settings["w2_points"]].to(device)
     inner = x.shape[1]
     before, after = ((x_test[:1000] @ each[some, :inner].T + each[some, inner]) > 0 for each in (start, end))
     return {
         "test_accuracy": float((output.argmax(-1) == y_test).double().mean()),
-        "test_loss": float(meanfield_models.cross_entropy_loss(y_test)(output)),
+        "test_loss": float(models.cross_entropy_loss(y_test)(output)),
         # root mean squares over particles: along their own paths, and between the clouds as measures
         "displacement": float((end - start).square().sum(-1).mean().sqrt()),
         "w2": math.sqrt(transport.w2_squared(start[some], end[some])),
@@ -363,7 +364,7 @@ _EXPERIMENTS: dict[str, tuple[Callable[[dict[str, Any]], list[Part]], Callable[.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make one record; an error of the caller becomes one line on stderr and exit status 2."""
-    parser = argparse.ArgumentParser(prog="geodesic.meanfield_runs", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="geodesic.meanfield.runs", description=__doc__.split("\n")[0])
     parser.add_argument("name", choices=sorted(SETTINGS))
     parser.add_argument("--out", type=Path, default=records.RESULTS / "meanfield", help="folder of the record")
     parser.add_argument("--root", help="folder of the data; None takes $GEODESIC_DATA, else ./data")

@@ -1,6 +1,6 @@
 """AE-OT: an autoencoder learns the manifold, a semi-discrete optimal map carries noise onto its codes.
 
-Used by book/aeot.md and `geodesic.aeot_runs`. Three rivals share the decoder and its training budget: a non-saturating
+Used by book/aeot.md and `geodesic.aeot.runs`. Three rivals share the decoder and its training budget: a non-saturating
 GAN, WGAN-GP and a VAE with a Gaussian prior. `fit` trains any of the four by name and returns a `Model` whose `sample`
 draws new points.
 

@@ -28,7 +28,7 @@ from torchvision.io import ImageReadMode, decode_image, encode_png
 from torchvision.utils import make_grid
 
 from geodesic import aeot, data, records, semidiscrete
-from geodesic import generative_metrics as metrics
+from geodesic.aeot import metrics
 
 Part = dict[str, Any]
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geodesic.meanfield_problem import Interaction
+from geodesic.meanfield._functional import Interaction
 
 Integrate = Callable[[Tensor, Tensor], Tensor]
 

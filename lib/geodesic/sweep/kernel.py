@@ -1,6 +1,6 @@
 """Papermill with a kernel that cannot outstay its time: private sockets, its own process group, a hard deadline.
 
-Used by `_workers`. Papermill's own engine opens TCP ports that simultaneous kernels can snatch from each other
+Used by `worker`. Papermill's own engine opens TCP ports that simultaneous kernels can snatch from each other
 (nteract/papermill#239), its timeout is a request that a hung kernel does not hear, and it imports everything anew in
 every kernel, where ours is a fork of a warm parent.
 """
@@ -26,7 +26,7 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
-from geodesic._warm import Parent
+from geodesic.sweep.warm import Parent
 
 _START = 300.0  # seconds in which a kernel must answer, on a machine however busy
 

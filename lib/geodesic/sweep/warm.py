@@ -1,8 +1,8 @@
 """The warm parent of a worker's kernels: it has imported what an experiment needs, and each kernel is a fork of it.
 
 The imports of a run take seconds of processor time, a fork takes milliseconds; on small runs that is most of the cost.
-`Parent` is the worker's side; `python -m geodesic._warm` is the parent, which serves until the worker is gone. Its
-kernels watch it and end with it. Used by `_kernels`.
+`Parent` is the worker's side; `python -m geodesic.sweep.warm` is the parent, which serves until the worker is gone. Its
+kernels watch it and end with it. Used by `kernel`.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class Parent:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "geodesic._warm"],
+                [sys.executable, "-m", "geodesic.sweep.warm"],
                 stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(environment),
             )  # fmt: skip
         self._lock = threading.Lock()

@@ -1,7 +1,7 @@
 """A grid of runs: read from a TOML file, checked, expanded; what of it is recorded; how long the rest may take.
 
 Used by `python -m geodesic sweep` and book/sweeps.md. Torch is imported only to check a grid that was not checked
-before, so that a finished sweep is recognised at once. What runs where is the business of `_dispatch` and `_workers`.
+before, so that a finished sweep is recognised at once. What runs where is the business of `dispatch` and `worker`.
 
 | entry of the file | meaning |
 |---|---|
@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import geodesic
-from geodesic import _workers
-from geodesic._workers import Run
+from geodesic.sweep import worker
+from geodesic.sweep.worker import Run
 
 CONTROLS = ("out", "checkpoints", "root", "device", "download")  # parameters that say where to run, not what
 _SIGNATURE = {"dataset", "network", "weight_decay", "epochs", "seed"}  # a notebook with these is an experiment
@@ -94,7 +94,7 @@ def keep_plan(grid: Grid) -> None:
     """Keep the expanded grid: until the grid, its notebook or the library changes, it need not be checked again."""
     runs = [{"name": run.name, "settings": run.settings} for run in grid.runs]
     if _planned(grid.out, grid.path, grid.digest) != runs:
-        _workers.write_json(_plan(grid.out, grid.path), {"digest": grid.digest, "runs": runs})
+        worker.write_json(_plan(grid.out, grid.path), {"digest": grid.digest, "runs": runs})
 
 
 def parameters(notebook: Path) -> dict[str, Any]:
@@ -168,9 +168,9 @@ def _targets(node: Any) -> list[str]:
 
 
 def _code(notebook: Path, declared: Mapping[str, Any]) -> str:
-    """The code that decides the numbers, see `_workers.made_by`: the library's, or a notebook's own."""
+    """The code that decides the numbers, see `worker.made_by`: the library's, or a notebook's own."""
     if declared.keys() >= _SIGNATURE:
-        return _workers.made_by({"geodesic": geodesic.__version__})
+        return worker.made_by({"geodesic": geodesic.__version__})
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
@@ -206,7 +206,7 @@ def _planned(out: Path, path: Path, digest: str) -> list[dict[str, Any]] | None:
 def _digest(path: Path, notebook: Path) -> str:
     """Changes with the grid, the notebook and the library's source."""
     digest = hashlib.sha256()
-    for file in (path, notebook, *sorted(Path(__file__).parent.glob("*.py"))):
+    for file in (path, notebook, *sorted(Path(geodesic.__file__).parent.rglob("*.py"))):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -2,7 +2,7 @@
 
 One velocity field pushes particles (`push`) and a density on cells (`advect`); no mass crosses the walls. `helmholtz`
 splits a field into the gradient that moves mass and the part that only stirs. What needs a whole curve of densities
-(its energy, the geodesic) is in `geodesic.staggered` and `geodesic.benamou_brenier`, and public here.
+(its energy, the geodesic) is in `_staggered` and `_benamou_brenier`.
 
 Used by the chapters on the continuity equation, geodesics, and weight decay. Source: paper eqs (1), (2), (8), (15);
 LeVeque, "Finite Volume Methods for Hyperbolic Problems" (2002) for upwind fluxes and the van Leer limiter.
@@ -23,30 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geodesic.benamou_brenier import Solution, benamou_brenier
-from geodesic.staggered import (
-    Momentum,
-    continuity_residual,
-    divergence,
-    kinetic_energy,
-    least_momentum,
-    swirl,
-    with_walls,
-)
-
-__all__ = [
-    "Momentum",
-    "Solution",
-    "Split",
-    "advect",
-    "benamou_brenier",
-    "continuity_residual",
-    "helmholtz",
-    "kinetic_energy",
-    "least_momentum",
-    "push",
-    "swirl",
-]
+from geodesic.fluid._staggered import divergence, with_walls
 
 Velocity = Callable[[Tensor, float], Tensor]
 

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geodesic.meanfield_problem import Functional, first_variation
+from geodesic.meanfield._functional import Functional, first_variation
 
 # Fraction of the longest step for which an explicit upwind step keeps every cell's mass positive.
 _SAFETY = 0.9

@@ -1,6 +1,6 @@
 """What the tests of the paper's claims read of a record: one flat row of numbers each.
 
-Used by book/verdict.md, through `verdicts` and `claims`, which judge the rows.
+Used by book/verdict.md, through `judge` and `claims`, which judge the rows.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Benamou–Brenier on a grid: W₂² as the least kinetic energy of a fluid between two densities.
 
-The discretisation is that of `geodesic.staggered`; densities have mean 1 inside the solver.
+The discretisation is that of `_staggered`; densities have mean 1 inside the solver.
 
 Used by the chapter on geodesics through `geodesic.fluid`. Source: Benamou & Brenier (2000); Papadakis, Peyré & Oudet,
 "Optimal transport with proximal splitting" (2014), for the splitting; Condat (2013) for the relaxation.
@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geodesic.staggered import Momentum, divergence, gradient, mean, with_walls
+from geodesic.fluid._staggered import Momentum, divergence, gradient, mean, with_walls
 
 _MASS_TOLERANCE = 1e-6  # relative difference up to which two masses are called equal
 _SIGMA = 0.1  # dual step; the ratio of a velocity of about 0.5 to a density of about 5 (mean 1)

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geodesic import _scores
-from geodesic._scores import Frame
+from geodesic.semidiscrete import _samples
+from geodesic.semidiscrete._samples import Frame
 
 
 def gaussian(frame: Frame) -> Float[Tensor, " n"]:
@@ -69,9 +69,9 @@ def _centres_of_mass(
     """Centres of mass of the cells that sixteen samples an atom have seen, and the atoms of these cells."""
     n, d = frame.atoms.shape
     count, total = heights.new_zeros(n), heights.new_zeros(n, d)
-    for x in _scores.sequence(16 * n, d, frame, generator):
-        for rows, scores in zip(_scores.rows(x, n), _scores.tiles(x, frame.atoms, heights.to(x)), strict=True):
-            cell = _scores.best(scores)[0]
+    for x in _samples.sequence(16 * n, d, frame, generator):
+        for rows, scores in zip(_samples.rows(x, n), _samples.tiles(x, frame.atoms, heights.to(x)), strict=True):
+            cell = _samples.best(scores)[0]
             count += torch.bincount(cell, minlength=n)
             total.index_add_(0, cell, rows.to(total))
     seen = count.nonzero()[:, 0]
@@ -80,4 +80,4 @@ def _centres_of_mass(
 
 def _nearest(points: Float[Tensor, "m d"], atoms: Float[Tensor, "n d"], k: int) -> Int[Tensor, "m k"]:
     """Indices of the k nearest atoms of each point."""
-    return torch.cat([s.topk(k, 1).indices for s in _scores.tiles(points, atoms, -atoms.pow(2).sum(1) / 2)])
+    return torch.cat([s.topk(k, 1).indices for s in _samples.tiles(points, atoms, -atoms.pow(2).sum(1) / 2)])

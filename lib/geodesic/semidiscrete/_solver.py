@@ -35,8 +35,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from geodesic import _scores, _starts, cell_graph
-from geodesic._scores import Frame, Source
+from geodesic.semidiscrete import _samples, _starts
+from geodesic.semidiscrete._newton import Newton, facets
+from geodesic.semidiscrete._samples import Frame, Source
 
 _REPLICATES = 8  # independent sequences in a batch
 _LOOKS = 16  # samples per atom whose second-best atom is looked up for the Hessian
@@ -86,7 +87,7 @@ class Potential:
         _check_dimension(x, self.points)
         frame = Frame.of(self.points, self.source)
         h = frame.shrink(self.heights)
-        return torch.cat([_scores.best(s)[0] for s in _scores.tiles(x.to(frame.atoms), frame.atoms, h)])
+        return torch.cat([_samples.best(s)[0] for s in _samples.tiles(x.to(frame.atoms), frame.atoms, h)])
 
     def transport(self, x: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
         """T(x) = ∇u_h(x), the atom of the cell of x: the optimal map, discontinuous across the facets."""
@@ -109,7 +110,7 @@ class Potential:
         """
         frame = Frame.of(self.points, self.source)
         _, atoms = self._leaders(x, frame, 2)
-        return _scores.dihedral(frame.atoms[atoms[:, 0]], frame.atoms[atoms[:, -1]])
+        return _samples.dihedral(frame.atoms[atoms[:, 0]], frame.atoms[atoms[:, -1]])
 
     def facet(self, x: Float[Tensor, "m d"]) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"], Float[Tensor, " m"]]:
         """Best and second-best atom of each x, and the distance of x from the hyperplane where they tie."""
@@ -141,7 +142,7 @@ class Potential:
         """Whether `extend` would bridge two atoms at x whose planes meet at more than `angle` (radians)."""
         frame = Frame.of(self.points, self.source)
         weights, atoms = self._blend(x, frame, None, bandwidth)
-        turned = _scores.dihedral(frame.atoms[atoms[:, :1]], frame.atoms[atoms]) > angle
+        turned = _samples.dihedral(frame.atoms[atoms[:, :1]], frame.atoms[atoms]) > angle
         return (turned & (weights > 0)).any(1)
 
     def _leaders(self, x: Tensor, frame: Frame, k: int) -> tuple[Tensor, Tensor]:
@@ -149,17 +150,17 @@ class Potential:
         _check_dimension(x, self.points)
         k = min(k, len(self.points))
         h = frame.shrink(self.heights)
-        best = [s.topk(k, dim=1) for s in _scores.tiles(x.to(frame.atoms), frame.atoms, h)]
+        best = [s.topk(k, dim=1) for s in _samples.tiles(x.to(frame.atoms), frame.atoms, h)]
         return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
 
     def _blend(self, x: Tensor, frame: Frame, angle: float | None, bandwidth: float | None) -> tuple[Tensor, Tensor]:
         width = (self.bandwidth if bandwidth is None else bandwidth) / frame.scale
         scores, atoms = self._leaders(x, frame, _ACTIVE)
         if angle is not None:
-            turned = _scores.dihedral(frame.atoms[atoms[:, :1]], frame.atoms[atoms]) > angle
+            turned = _samples.dihedral(frame.atoms[atoms[:, :1]], frame.atoms[atoms]) > angle
             turned[:, 0] = False
             scores = scores.masked_fill(turned, -math.inf)
-        return _scores.project_to_simplex((scores - scores[:, :1]) / max(width, 1e-30)), atoms
+        return _samples.project_to_simplex((scores - scores[:, :1]) / max(width, 1e-30)), atoms
 
 
 def solve(
@@ -228,7 +229,7 @@ def _iterate(
     n = len(weights)
     batch = _REPLICATES * 2 ** max(math.floor(math.log2(2 * n)), 9)
     history: list[Progress] = []
-    kept: cell_graph.Newton | None = None
+    kept: Newton | None = None
     damping = None
     while True:
         survey = _survey(frame, heights, batch, generator)
@@ -252,9 +253,9 @@ def _iterate(
 
 def _newton(
     frame: Frame, heights: Tensor, survey: _Survey, weights: Tensor, seen: tuple[float, float, float]
-) -> cell_graph.Newton:
+) -> Newton:
     """The Newton system at these heights; `seen` has the squared error, its standard error and the gain."""
-    graph = cell_graph.facets(frame.atoms, survey.best, survey.second, survey.gap)
+    graph = facets(frame.atoms, survey.best, survey.second, survey.gap)
     count = survey.counts.sum(0)
     hidden = (count == 0).nonzero()[:, 0]
     if len(hidden):  # their planes are raised until they touch u_h, or a step would not know where they belong
@@ -263,7 +264,7 @@ def _newton(
         graph = graph.joined(hidden, touched, weights[hidden])
     ratio = weights * count.sum() / (count + 0.5)
     residual = weights * ratio.log() / ratio  # ν − m near the solution, but neither explodes nor stalls far from it
-    return cell_graph.Newton(heights, graph, residual - residual.mean(), ratio, *seen)
+    return Newton(heights, graph, residual - residual.mean(), ratio, *seen)
 
 
 def _reached(error: float, standard_error: float, tol: float) -> bool:
@@ -319,9 +320,9 @@ def _survey(frame: Frame, heights: Tensor, batch: int, generator: torch.Generato
     h, looks, seen = heights.to(frame.atoms), [], 0
     counts = torch.zeros(_REPLICATES, n, dtype=torch.long, device=heights.device)
     for r in range(_REPLICATES):
-        for x in _scores.sequence(batch // _REPLICATES, d, frame, generator):
-            look = _scores.two_best if seen < _LOOKS * n else _scores.best
-            found = [torch.cat(part) for part in zip(*map(look, _scores.tiles(x, frame.atoms, h)), strict=True)]
+        for x in _samples.sequence(batch // _REPLICATES, d, frame, generator):
+            look = _samples.two_best if seen < _LOOKS * n else _samples.best
+            found = [torch.cat(part) for part in zip(*map(look, _samples.tiles(x, frame.atoms, h)), strict=True)]
             counts[r] += torch.bincount(found[0], minlength=n)
             if len(found) == 4:
                 looks.append((x, *found))
@@ -333,7 +334,7 @@ def _survey(frame: Frame, heights: Tensor, batch: int, generator: torch.Generato
 def _deficit(frame: Frame, heights: Tensor, survey: _Survey, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """How far the planes of hidden atoms stay below u_h on the samples, and the cell where each comes closest."""
     deficit, touched = torch.full_like(heights[hidden], math.inf), torch.zeros_like(hidden)
-    blocks = _scores.tiles(survey.x, frame.atoms[hidden], heights[hidden].to(frame.atoms))
+    blocks = _samples.tiles(survey.x, frame.atoms[hidden], heights[hidden].to(frame.atoms))
     row = 0
     for scores in blocks:
         here = slice(row, row := row + len(scores))
@@ -349,7 +350,7 @@ def draw(
 ) -> Float[Tensor, "n d"]:
     """Draw n quasi-random points of the source in dimension d, each with exactly its law."""
     frame = Frame(torch.zeros(1, d, device=device), 1.0, source)
-    return torch.cat(list(_scores.sequence(n, d, frame, generator)))
+    return torch.cat(list(_samples.sequence(n, d, frame, generator)))
 
 
 def _check(points: Tensor, weights: Tensor | None, source: str, tol: float) -> Float[Tensor, " n"]:

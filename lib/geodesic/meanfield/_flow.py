@@ -32,30 +32,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geodesic.meanfield_problem import (
+from geodesic.meanfield._functional import (
     Functional,
-    Interaction,
-    Problem,
-    energy,
     energy_and_gradient,
-    first_variation,
     uniform_weights,
     wasserstein_gradient,
 )
-
-__all__ = [
-    "METHODS",
-    "Functional",
-    "Interaction",
-    "Problem",
-    "Trajectory",
-    "energy",
-    "first_variation",
-    "flow",
-    "minimising_movement",
-    "uniform_weights",
-    "wasserstein_gradient",
-]
 
 METHODS = ("euler", "heun", "rk4", "jko")
 

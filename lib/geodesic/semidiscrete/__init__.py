@@ -1,0 +1,21 @@
+"""Optimal transport from a continuous source onto n atoms, with a held-out certificate.
+
+| module | one job |
+|---|---|
+| `_solver` | the stochastic Newton method, and the Brenier potential that it finds |
+| `_newton` | a Newton step on the graph of neighbouring cells |
+| `_starts` | heights to begin with |
+| `_samples` | samples of the source, and the scores of atoms at them |
+| `plane` | exact cells in the unit square, the oracle; imported by name |
+"""
+
+from geodesic.semidiscrete._samples import Source
+from geodesic.semidiscrete._solver import Potential, Progress, draw, solve
+
+__all__ = [
+    "Potential",
+    "Progress",
+    "Source",
+    "draw",
+    "solve",
+]
