@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from geodesic import data, devices, experiment, measure, networks, records, stacked, training
+from geodesic import data, devices, measure, networks, records, stacked, training
 from geodesic.data import Dataset
 from geodesic.networks import Network
 from geodesic.training import Progress, Recipe
