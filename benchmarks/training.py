@@ -13,7 +13,7 @@ nothing.
 *peak*: the fastest square product of matrices, in either precision; a rate becomes a fraction of it by the counted
 operations of one image, forward and backward. Convolutions on a CPU come from another library than products do.
 *stacked*: `stacked.train` against the same members one after another, in that precision, images per second of all.
-*scoring*: `experiment.evaluate` (loss, accuracy, early exits, all scores) against the bare forward pass, and between
+*scoring*: `measure.evaluate` (loss, accuracy, early exits, all scores) against the bare forward pass, and between
 them the pass that keeps all states. Memory is the peak of a process of its own, beyond network and points.
 
 All ways of a problem are measured in one run of this program, one after another; ratios are what to quote. Some five
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from geodesic import data, devices, experiment, networks, records, stacked, training
+from geodesic import data, devices, measure, networks, records, stacked, training
 from geodesic.data import Dataset
 from geodesic.networks import Network
 from geodesic.training import Progress, Recipe
@@ -214,7 +214,7 @@ def compare_training(
             "problem": name, "way": way, "precision": precision, "images_per_second": statistics.median(rates),
             "slowest": min(rates), "fastest": max(rates), "operations_per_image": flops,
             "share_of_peak": statistics.median(rates) * flops / peaks[precision],
-            "accuracy": experiment.evaluate(network, dataset.x_test, dataset.y_test)["accuracy"],
+            "accuracy": measure.evaluate(network, dataset.x_test, dataset.y_test)["accuracy"],
             "train": len(dataset.y_train), "test": len(dataset.y_test), "epochs": size.epochs, "batch": problem.batch,
         }  # fmt: skip
         row["times_as_fast"] = row["images_per_second"] / (rows[0] if rows else row)["images_per_second"]
@@ -255,7 +255,7 @@ def forward(network: Network, x: torch.Tensor, y: torch.Tensor) -> None:
     """Logits, batch by batch as in scoring."""
     del y
     with torch.inference_mode():
-        for batch in x.split(experiment.score_batch(network)):
+        for batch in x.split(measure.score_batch(network)):
             network(batch)
 
 
@@ -263,12 +263,12 @@ def states(network: Network, x: torch.Tensor, y: torch.Tensor) -> None:
     """All states, not scored."""
     del y
     with torch.inference_mode():
-        for batch in x.split(experiment.score_batch(network)):
+        for batch in x.split(measure.score_batch(network)):
             network.tracks(batch)
 
 
 PASSES: dict[str, Callable[[Network, torch.Tensor, torch.Tensor], object]] = {
-    "forward": forward, "states": states, "scoring": experiment.evaluate,
+    "forward": forward, "states": states, "scoring": measure.evaluate,
 }  # fmt: skip
 
 
@@ -293,7 +293,7 @@ def compare_scoring(name: str, problem: Problem, size: Size, dataset: Dataset, r
     """One row a pass; the passes take turns."""
     network, device = build(problem, dataset).eval(), dataset.x_train.device
     x, y = dataset.x_train[: size.score], dataset.y_train[: size.score]
-    batch = experiment.score_batch(network)
+    batch = measure.score_batch(network)
     seconds: dict[str, list[float]] = {way: [] for way in PASSES}
     for _ in range(repeats + 1):
         for way, work in PASSES.items():

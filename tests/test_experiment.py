@@ -25,7 +25,7 @@ def test_record_holds_every_epoch_and_the_untrained_network(record):
 
 
 def test_record_scores_agree_with_the_functions(record):
-    """The same network, trained again by hand from the same generator; float32 sums in another order."""
+    """The same network, trained again by hand from the same generator; a record keeps five digits of a float."""
     settings = Settings(**SMALL, learning_rate=0.02)
     dataset = data.load("digits").take(400)
     generator = torch.Generator().manual_seed(0)
@@ -35,9 +35,10 @@ def test_record_scores_agree_with_the_functions(record):
         (track,) = net.eval().tracks(dataset.x_test)
     final = record["final"]["test"]
     stage = final["stages"][0]
-    assert final["accuracy"] == (net(dataset.x_test).argmax(1) == dataset.y_test).double().mean().item()
-    assert stage["lss_mean"] == pytest.approx(tracks.line_shape_score(track).mean().item(), rel=1e-5)
-    assert stage["action"] == pytest.approx(tracks.action(track).item(), rel=1e-5)
+    correct = (net(dataset.x_test).argmax(1) == dataset.y_test).double().mean().item()
+    assert final["accuracy"] == pytest.approx(correct, rel=5e-5)
+    assert stage["lss_mean"] == pytest.approx(tracks.line_shape_score(track).mean().item(), rel=6e-5)
+    assert stage["action"] == pytest.approx(tracks.action(track).item(), rel=6e-5)
     assert stage["ots"][-1]["identity_cost"] == pytest.approx(
         tracks.displacement_squared(track[:, :100]).item(), rel=1e-5
     )
@@ -155,26 +156,6 @@ def test_a_finished_checkpoint_is_not_trained_again(tmp_path, monkeypatch):
     first = experiment.run(settings, checkpoints=tmp_path)
     monkeypatch.setattr(experiment.training._Step, "__call__", lambda *_: pytest.fail("trained again"))
     assert experiment.run(settings, checkpoints=tmp_path)["final"] == first["final"]
-
-
-def test_convolutional_stages_are_scored_one_by_one(monkeypatch, generator):
-    """In batches that hold so many numbers of the largest state, at least one point; the scores do not depend on it."""
-    net = networks.build("resnet", "folder:images", 4, depth=2, width=4, in_shape=(3, 8, 8), classes=5)
-    x, y = torch.randn(6, 3, 8, 8, generator=generator), torch.tensor([0, 1, 2, 3, 4, 0])
-    found, whole = [], net.states
-    for numbers, batch in ((1, 1), (4 * 8 * 8 * 4, 4), (1 << 20, 1 << 12)):
-        monkeypatch.setitem(experiment._SCORED, "cpu", numbers)
-        assert experiment.score_batch(net) == batch
-        sizes = []
-        monkeypatch.setattr(net, "states", lambda x, sizes=sizes: sizes.append(len(x)) or whole(x))
-        found.append(experiment.evaluate(net, x, y))
-        assert sizes == [len(part) for part in x.split(batch)]
-    assert len(found[0]["stages"]) == 4
-    assert found[0]["early_exit"] == found[1]["early_exit"] == found[2]["early_exit"]
-    for one in found[1:]:
-        for a, b in zip(found[0]["stages"], one["stages"], strict=True):
-            assert a["lss_mean"] == pytest.approx(b["lss_mean"], rel=1e-5)
-            assert a["segment_shares"] == pytest.approx(b["segment_shares"], rel=1e-5)
 
 
 def test_theorem1_counts_pairs_by_hand():

@@ -121,3 +121,14 @@ def test_planar_clouds_start_from_the_input():
 def test_refuses_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         networks.build(**({"network": "resnet"} | arguments))
+
+
+def test_resume_goes_on_to_the_same_logits(generator):
+    """From the middle of a stage, through entries and later stages; from another state it does not."""
+    network = networks.build("resnet", "cifar10", 4, width=2, depth=2, generator=generator).eval()
+    x = torch.randn(3, 3, 32, 32, generator=generator)
+    with torch.no_grad():
+        states, logits = network.tracks(x), network(x)
+        for k, l in ((0, 0), (1, 1), (3, 2)):
+            assert torch.equal(network.resume(k, l, states[k][l]), logits)
+        assert not torch.equal(network.resume(1, 1, 0 * states[1][1]), logits)

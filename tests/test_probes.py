@@ -167,7 +167,7 @@ def test_one_step_of_the_radial_scaler(generator):
     network = networks.build("radial", "digits", width=8, generator=generator)
     x = torch.randn(30, 1, 8, 8, generator=generator)
     y = network(x).argmax(1)
-    (error,), accuracy = probes.one_step(network, x, y)
+    (error,), accuracy = probes.one_step(network, network.states(x), y)
     assert error == pytest.approx((1.2**5 - 2) / (1.2**5 - 1), rel=1e-5)
     assert accuracy == 1.0
 
@@ -179,9 +179,8 @@ def test_one_step_is_exact_where_blocks_translate(generator):
         for block in network.stages[0].blocks:
             block.layer2.weight.zero_()
             block.layer2.bias.normal_(generator=generator)
-    (error,), _ = probes.one_step(
-        network, torch.randn(9, 1, 8, 8, generator=generator), torch.zeros(9, dtype=torch.long)
-    )
+    states = network.states(torch.randn(9, 1, 8, 8, generator=generator))
+    (error,), _ = probes.one_step(network, states, torch.zeros(9, dtype=torch.long))
     assert error == pytest.approx(0, abs=1e-6)
 
 
@@ -189,7 +188,7 @@ def test_one_step_takes_stages_one_by_one(generator):
     """Four stages: four errors; the last state alone is replaced before the head reads it."""
     network = networks.build("radial", "cifar10", 4, width=2, depth=1, generator=generator)
     x = torch.randn(4, 3, 32, 32, generator=generator)
-    errors, accuracy = probes.one_step(network, x, network(x).argmax(1))
+    errors, accuracy = probes.one_step(network, network.tracks(x), network(x).argmax(1))
     assert errors == pytest.approx([0.0] * 4, abs=1e-6)  # one block: the step is the block
     assert accuracy == 1.0
 
@@ -248,6 +247,24 @@ def test_singular_vectors_come_in_pairs(generator):
         u, values, v = probes._top_singular(block, x, 3, sweeps, generator)
         torch.testing.assert_close(matrix @ v, u * values[:, None], rtol=0, atol=1e-4)
     torch.testing.assert_close(values, torch.tensor([[5.0, 3, 2]] * 2), rtol=1e-4, atol=0)
+
+
+def test_curl_share_of_a_linear_network_is_that_of_its_matrix(generator):
+    """Five blocks I + W_l on states that keep every unit active: F is their product. 8 probes of 30, float32."""
+
+    def curl(jacobian, step):
+        return ((jacobian - jacobian.T).square().sum() / (4 * step.square().sum())).item()
+
+    matrices = [(m + 0.6 * m.T) / 50 for m in torch.randn(5, 30, 30, generator=generator)]
+    product = torch.linalg.multi_dot([torch.eye(30) + m for m in reversed(matrices)])
+    (got,) = probes.curl_of_stages(linear_resnet(matrices, 30), torch.rand(100, 30, generator=generator), 8, generator)
+    one = got["map"]["isotropic"]
+    assert abs(one["share"] - curl(product, product - torch.eye(30))) < 4 * one["standard_error"]
+    assert one["standard_error"] < 0.01
+    for share, error, matrix in zip(
+        *(got["blocks"]["isotropic"][k] for k in ("share", "standard_error")), matrices, strict=True
+    ):
+        assert abs(share - curl(matrix, matrix)) < 4 * error
 
 
 def test_alignment_of_the_scaler_is_not_defined():

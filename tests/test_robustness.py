@@ -95,30 +95,99 @@ def test_variation_rate_of_a_scaled_track(generator):
     torch.testing.assert_close(robustness.variation_rate(track, moved), torch.full((4,), 0.3))
 
 
-def test_elimination_removes_the_units_of_the_points_own_class():
-    """Class 0 lives in unit 0, class 1 in unit 3: a quarter of four units is one unit, a different one for each."""
-    ranked = torch.tensor([[5.0, 1, 1, 0], [-4, 0, 1, 0], [0, 1, 1, 9]])
-    state = torch.ones(2, 4)
-    got = robustness.eliminate(
-        networks.build("plain", "digits"), state, ranked, torch.tensor([0, 1]), torch.tensor([0, 0, 1]), 0.25
-    )
-    assert got.tolist() == [[0, 1, 1, 1], [1, 1, 1, 0]]
+def rank_of(states, labels, what="signed", classes=2):
+    """The rank of units from one layer's states alone, as the paper's Fig. 7 takes it or as the control does."""
+    network = networks.build("plain", "toy", depth=1, classes=classes)
+    importance = robustness.Importance(network)
+    importance.update(labels, [[torch.zeros_like(states), states]])
+    return importance.rank(what, 0, 1)
 
 
-def test_elimination_of_channels_keeps_the_shape():
-    """A channel's weight is its mean absolute value over space, so one bright pixel does not outweigh a full plane."""
-    ranked = torch.zeros(1, 2, 3, 3)
-    ranked[0, 0], ranked[0, 1, 0, 0] = -1.0, 5.0
-    got = robustness.eliminate(
-        networks.build("plain", "digits"),
-        torch.ones(1, 2, 3, 3),
-        ranked,
-        torch.tensor([0]),
-        torch.tensor([0]),
-        0.5,
-    )
-    assert got[0, 0].abs().sum() == 0
-    assert (got[0, 1] == 1).all()
+def test_elimination_copies_the_units_of_the_points_own_class():
+    """Class 0 lives in unit 0, class 1 in unit 3: a quarter of four units is one, a different one for each."""
+    rank = rank_of(torch.tensor([[5.0, 1, 1, 0], [4, 0, 1, 0], [0, 1, 1, 9]]), torch.tensor([0, 0, 1]))
+    state, before, labels = torch.ones(2, 4), torch.full((2, 4), 7.0), torch.tensor([0, 1])
+    copied = robustness.eliminate(state, before, rank, labels, (0.0, 0.25, 1.0))
+    assert copied.tolist() == [[[1, 1, 1, 1]] * 2, [[7, 1, 1, 1], [1, 1, 1, 7]], [[7, 7, 7, 7]] * 2]
+    zeroed = robustness.eliminate(state, None, rank, labels, (0.25,))
+    assert zeroed.tolist() == [[[0, 1, 1, 1], [1, 1, 1, 0]]]
+
+
+def test_importance_is_signed_in_the_papers_protocol_and_absolute_in_the_control():
+    """A unit at −9 is the last by its mean and the first by its size. Class means, not sums over all points."""
+    states, labels = torch.tensor([[-9.0, 1, 2], [0, 8, 0], [0, 8, 0]]), torch.tensor([0, 1, 1])
+    assert rank_of(states, labels)[0].tolist() == [2, 1, 0]
+    assert rank_of(states, labels, "absolute")[0].tolist() == [0, 2, 1]
+
+
+def test_importance_does_not_depend_on_batches(generator):
+    network = networks.build("resnet", "digits", width=8, generator=generator).eval()
+    x, y = torch.randn(300, 1, 8, 8, generator=generator), torch.randint(0, 10, (300,), generator=generator)
+    whole, parts = robustness.Importance(network), robustness.Importance.of(network, x, y)
+    with torch.no_grad():
+        whole.update(y, network.states(x))
+    for what in ("signed", "absolute", "branch"):
+        assert (
+            whole.rank(what, 0, 3) == parts.rank(what, 0, 3)
+        ).double().mean() > 0.99  # but for rounding of near ties
+
+
+def test_units_of_a_convolution_are_coordinates_in_the_protocol_and_channels_in_the_control():
+    """One bright pixel leads the coordinates; a full plane outweighs it as a channel."""
+    network = networks.build("plain", "cifar10", depth=1, width=2)
+    states = torch.zeros(1, 2, 16, 16)
+    states[0, 0], states[0, 1, 3, 5] = -1.0, 5.0
+    importance = robustness.Importance(network)
+    importance.update(torch.tensor([0]), [[0 * states, states]])
+    one = torch.ones(1, 2, 16, 16)
+    coordinates = robustness.eliminate(one, None, importance.rank("signed", 0, 1), torch.tensor([0]), (1 / 512,))[0]
+    assert (coordinates == 0).nonzero().tolist() == [[0, 1, 3, 5]]
+    channels = robustness.eliminate(one, None, importance.rank("absolute", 0, 1), torch.tensor([0]), (0.5,))[0]
+    assert channels[0, 0].abs().sum() == 0
+    assert (channels[0, 1] == 1).all()
+
+
+@pytest.mark.parametrize(("network", "norm"), [("resnet", "none"), ("plain", "batch")])
+def test_elimination_agrees_with_a_loop(network, norm, generator):
+    """Every layer and share by hand, point by point, on stages that differ in shape."""
+    net = networks.build(network, "cifar10", 4, norm=norm, width=2, depth=2, generator=generator).eval()
+    x, y = torch.randn(70, 3, 32, 32, generator=generator), torch.randint(0, 10, (70,), generator=generator)
+    importance = robustness.Importance.of(net, x[:40], y[:40])
+    got = robustness.elimination(net, x[40:], y[40:], importance)
+    want = []
+    with torch.no_grad():
+        ranked, tested = net.tracks(x[:40]), net.tracks(x[40:])
+        for k in range(4):
+            for l in (1, 2):
+                row = []
+                for share in robustness.ELIMINATED:
+                    state = tested[k][l].flatten(1).clone()
+                    for i, label in enumerate(y[40:].tolist()):
+                        mean = ranked[k][l].flatten(1)[y[:40] == label].sum(0)
+                        top = mean.sort(descending=True, stable=True).indices[: round(share * len(mean))]
+                        state[i, top] = tested[k][l - 1].flatten(1)[i, top]
+                    logits = net.resume(k, l, state.view_as(tested[k][l]))
+                    row.append((logits.argmax(1) == y[40:]).double().mean().item())
+                want.append(row)
+    for ours, theirs in zip(got["copied"], want, strict=True):
+        assert ours == pytest.approx(theirs, abs=1.01 / 30)  # one point may change with the order of a sum
+    assert torch.tensor(got["copied"]).sub(torch.tensor(want)).abs().mean() < 0.003
+    assert got["depth"] == [2] * 4
+    assert (got["aligned"], got["branch"] is None) == (None, network == "plain")
+
+
+def test_copied_from_an_equal_state_changes_nothing(generator):
+    """Blocks that add nothing: x_l = x_{l−1}, so that any units may be copied; zeroed, they are missed."""
+    net = networks.build("resnet", "digits", width=16, generator=generator).eval()
+    with torch.no_grad():
+        for block in net.stages[0].blocks:
+            block.layer2.weight.zero_()
+    dataset = small_dataset()
+    y = net(dataset.x_test).argmax(1)
+    importance = robustness.Importance.of(net, dataset.x_train, net(dataset.x_train).argmax(1))
+    got = robustness.elimination(net, dataset.x_test, y, importance)
+    assert got["copied"] == [[1.0] * 5] * 5
+    assert min(row[-1] for row in got["zeroed"]) < 0.9
 
 
 def test_measure_begins_with_the_clean_accuracy(generator):
@@ -128,8 +197,8 @@ def test_measure_begins_with_the_clean_accuracy(generator):
     got = robustness.measure(network, dataset)
     clean = (network.eval()(dataset.x_test).argmax(1) == dataset.y_test).double().mean().item()
     assert got["clean"] == clean
-    for rows in (got["elimination"]["state"], got["elimination"]["branch"]):
-        assert [row[0] for row in rows] == [clean] * 3
+    for what, layers in (("state", 3), ("branch", 3), ("zeroed", 3), ("copied", 5)):
+        assert [row[0] for row in got["elimination"][what]] == [clean] * layers
     assert got["elimination"]["layers"] == [(0, 1), (0, 3), (0, 5)]
     assert [len(stages[0]) for stages in got["noise"]["variation"]] == [6] * len(robustness.NOISES)
 
@@ -146,12 +215,35 @@ def test_measure_repeats_and_leaves_the_network_alone(generator):
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_elimination_before_the_head_matches_a_direct_computation(generator):
-    """K = 4: the network goes on from the middle of a stage, through entries and later stages, to the same logits."""
-    network = networks.build("resnet", "cifar10", 4, width=2, depth=2, generator=generator).eval()
-    x = torch.randn(3, 3, 32, 32, generator=generator)
+def test_disturbances_do_not_depend_on_batches_but_for_their_noise(generator, monkeypatch):
+    """FGSM draws nothing: accuracies in batches of 7 are those of one batch, the rates to rounding."""
+    dataset = small_dataset()
+    network = networks.build("resnet", "digits", width=16, generator=generator)
+    whole = robustness.measure(network, dataset)
+    monkeypatch.setattr(robustness, "_BATCH", 7)
+    parts = robustness.measure(network, dataset)
+    assert parts["fgsm"]["accuracy"] == whole["fgsm"]["accuracy"]
+    torch.testing.assert_close(torch.tensor(parts["fgsm"]["variation"]), torch.tensor(whole["fgsm"]["variation"]))
+    assert parts["noise"]["variation"] != whole["noise"]["variation"]
+
+
+def test_the_answers_are_those_of_the_functions(generator):
+    """One batch of 60 points: noise in the order of its sizes, FGSM at one gradient for all sizes, then PGD."""
+    dataset = small_dataset()
+    network = networks.build("resnet", "digits", width=16, generator=generator).eval()
+    got = robustness.measure(network, dataset)
+    x, y, bounds = dataset.x_test, dataset.y_test, Bounds.of(dataset.x_train)
+    draws = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        states = network.tracks(x)
-        y = network(x).argmax(1)
-        assert robustness._finish(network, 1, 1, states[1][1], y) == 1.0
-        assert robustness._finish(network, 1, 1, 0 * states[1][1], y) < 1.0
+        (track,) = network.tracks(x)
+    for kind, moved in (
+        ("noise", [robustness.add_noise(x, size, bounds, draws) for size in robustness.NOISES]),
+        ("fgsm", [robustness.fgsm(network, x, y, size, bounds) for size in robustness.ATTACKS]),
+    ):
+        with torch.no_grad():
+            accuracy = [(network(z).argmax(1) == y).double().mean().item() for z in moved]
+            rates = torch.stack([robustness.variation_rate(track, network.tracks(z)[0]) for z in moved])
+        assert got[kind]["accuracy"] == accuracy
+        torch.testing.assert_close(torch.tensor(got[kind]["variation"])[:, 0], rates)
+    attacked = robustness.pgd(network, x, y, robustness.PGD_SIZE, bounds, generator=draws)
+    assert got["pgd"]["accuracy"] == (network(attacked).argmax(1) == y).double().mean().item()

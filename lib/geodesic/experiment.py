@@ -9,23 +9,19 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
-from torch.nn import functional as F
 
-from geodesic import data, devices, networks, probes, records, robustness, tracks, training, transport
+from geodesic import data, devices, measure, networks, probes, records, training
 from geodesic.data import Dataset
 from geodesic.networks import Network
 from geodesic.settings import Settings
 from geodesic.training import Job, Progress
 
-_SCORED = {"cpu": 2**21, "cuda": 2**25}  # numbers of a state that a pass of scoring holds: a cache keeps a few such
-_PAIR_POINTS = 1000  # points whose pairs are tested against Theorem 1
-_JACOBIAN_POINTS = 4  # points at which Jacobians of the blocks are taken
 _PLANE_EPOCHS = 8  # at most, of which tracks are kept in a plane
 _COLLAPSED = 0.99  # a training loss above this share of the best constant answer's: nothing was learnt
 
@@ -177,8 +173,10 @@ class Member:
                 states = self.network.tracks(dataset.x_train[self.plane_points])
             progress.snapshots |= {f"{k}.{progress.epoch}": probes.sketch(track) for k, track in enumerate(states)}
         try:
-            train = evaluate(self.network, dataset.x_train[:n], dataset.y_train[:n])
-            test = evaluate(self.network, dataset.x_test[:n], dataset.y_test[:n])
+            train, test = (
+                measure.brief(measure.evaluate(self.network, x[:n], y[:n]))
+                for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test))
+            )
         except tracks.NotFiniteError as error:
             raise training.DivergedError(str(error)) from error
         return {"epoch": progress.epoch, "seconds": self.seconds(progress), "train": train, "test": test}
@@ -198,9 +196,9 @@ class Member:
             "schema": records.SCHEMA,
             "settings": self.settings.to_dict(),
             "status": status,
-            "epochs": progress.history,
-            "final": final,
-            "weights": probes.weight_norms(self.network) if final else None,
+            "epochs": measure.rounded(progress.history),
+            "final": measure.rounded(final),
+            "weights": measure.rounded(probes.weight_norms(self.network)) if final else None,
             "plane": _plane(progress, labels, self.settings) if final else None,
             "provenance": records.provenance(self.device, self.seconds(progress)) | about,
         }
@@ -219,99 +217,20 @@ def _member(settings: Settings, dataset: Dataset, device: torch.device, clock: f
     return Member(settings, device, dataset, network, generator, points, clock, together)
 
 
-def score_batch(network: Network) -> int:
-    """Points that a pass of scoring sends through a network at a time: as many as its largest state allows."""
-    largest = max(math.prod(shape) for shape in network.arch.stage_shapes)
-    return max(1, _SCORED[network.head[-1].weight.device.type] // largest)
-
-
-@torch.inference_mode()
-def evaluate(network: Network, x: Float[Tensor, "n *shape"], y: Int64[Tensor, "n"]) -> dict[str, Any]:
-    """Loss, accuracy and the scores of every stage in one streamed pass over the points.
-
-    Returns:
-        loss (mean cross-entropy, nats), accuracy in [0, 1], stages: one `tracks.Accumulator.summary` per stage, and
-        early_exit: accuracy when the head reads each state of the last stage.
-    """
-    network.eval()
-    scores = [tracks.Accumulator() for _ in network.stages]
-    loss, correct = 0.0, 0
-    batch = score_batch(network)
-    for xb, yb in zip(x.split(batch), y.split(batch), strict=True):
-        stages = network.states(xb)
-        for score, states in zip(scores, stages, strict=True):
-            score.update(states)
-        logits = torch.stack([network.head(state) for state in stages[-1]])
-        loss += F.cross_entropy(logits[-1], yb, reduction="sum").item()
-        correct = correct + (logits.argmax(-1) == yb).sum(1)
-    return {
-        "loss": loss / len(y),
-        "accuracy": correct[-1].item() / len(y),
-        "early_exit": (correct / len(y)).tolist(),
-        "stages": [score.summary() for score in scores],
-    }
-
-
 def _final(
     network: Network, dataset: Dataset, settings: Settings, progress: Progress
 ) -> tuple[str, dict[str, Any] | None]:
-    """Status, and everything measured on all points of both parts; nothing for a diverged run."""
+    """Status, and everything measured on both parts; nothing for a diverged run."""
     if progress.diverged:
         return "diverged", None
     untrained = progress.history[0]["train"]["loss"]
     if progress.epoch and progress.history[-1]["train"]["loss"] > untrained:
         return "diverged", None
-    final = {}
-    for part, x, y in (
-        ("train", dataset.x_train, dataset.y_train),
-        ("test", dataset.x_test, dataset.y_test),
-    ):
-        final[part] = evaluate(network, x, y)
-        final[part]["stages"] = [
-            summary | extra
-            for summary, extra in zip(
-                final[part]["stages"], _transport(network, x, y, settings, len(dataset.classes)), strict=True
-            )
-        ]
-        errors, accuracy = probes.one_step(network, x[:_PAIR_POINTS], y[:_PAIR_POINTS])
-        final[part]["one_step_accuracy"] = accuracy
-        for stage, error in zip(final[part]["stages"], errors, strict=True):
-            stage["one_step_error"] = error
-    for stage, aligned in zip(
-        final["test"]["stages"], probes.residual_alignment(network, dataset.x_test[:_JACOBIAN_POINTS]), strict=True
-    ):
-        stage["residual_alignment"] = aligned
-    final["test"]["robustness"] = robustness.measure(network, dataset, settings.eval_points)
+    final = measure.final(network, dataset, settings)
     counts = torch.bincount(dataset.y_train, minlength=len(dataset.classes)).double()
     constant = torch.special.entr(counts / counts.sum()).sum().item()  # loss of the best constant answer
     collapsed = progress.epoch and final["train"]["loss"] > _COLLAPSED * constant
     return ("collapsed" if collapsed else "ok"), final
-
-
-@torch.inference_mode()
-def _transport(network: Network, x: Tensor, y: Tensor, settings: Settings, classes: int) -> Iterator[dict[str, Any]]:
-    """Per stage: the optimal transport score on nested subsets, Theorem 1 on pairs, collapse, pace."""
-    sizes = [n for n in settings.ots_points if n <= len(y)]
-    n = max(sizes, default=0)
-    pairs = min(_PAIR_POINTS, len(y))
-    ends: list[list[tuple[Tensor, Tensor]]] = [[] for _ in network.stages]
-    whole: list[list[Tensor]] = [[] for _ in network.stages]
-    batch = score_batch(network)
-    for start in range(0, max(n, pairs), batch):
-        for k, track in enumerate(network.tracks(x[start : start + batch])):
-            ends[k].append((track[0].flatten(1), track[-1].flatten(1)))
-            if start < pairs:
-                whole[k].append(track[:, : pairs - start].flatten(2))
-    for stage_ends, stage_tracks in zip(ends, whole, strict=True):
-        first, last = (torch.cat(part) for part in zip(*stage_ends, strict=True))
-        stage_ends.clear()  # of a whole training set they are gigabytes
-        paths = torch.cat(stage_tracks, 1)
-        yield {
-            "ots": [asdict(transport.optimal_transport_score(first[:m], last[:m])) for m in sizes],
-            "theorem1": probes.theorem1_violations(paths, y[:pairs], classes),
-            "collapse": probes.collapse(last, y[: len(last)], classes),
-            "pace": probes.pace(paths),
-        }
 
 
 def _plane(progress: Progress, labels: Tensor, settings: Settings) -> dict[str, Any]:

@@ -189,6 +189,14 @@ class Network(nn.Module):
             stages.append(states)
         return stages
 
+    def resume(self, stage: int, block: int, state: Float[Tensor, "n *state"]) -> Float[Tensor, "n classes"]:
+        """Logits when the network goes on from a state that stands after `block` blocks of stage `stage` (from 0)."""
+        for k, later in enumerate(self.stages[stage:]):
+            state = later.entry(state) if k else state
+            for step in later.blocks[0 if k else block :]:
+                state = step(state)
+        return self.head(state)
+
     def weights(self) -> list[nn.Parameter]:
         """The weight matrices and kernels: what weight decay acts on (no biases, no normalisation parameters)."""
         return [p for p in self.parameters() if p.ndim > 1]

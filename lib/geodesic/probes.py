@@ -1,5 +1,7 @@
 """What a trained network's tracks say beyond the scores: Theorem 1 on pairs, pace, one big step, Jacobians, collapse.
 
+The curl share of a map (`curl_share`, `curl_of_stage`, `curl_of_stages`) is handed on from `_curl`.
+
 Used by the chapters on Theorem 1, on weight decay and on the experiments.
 
 | symbol | identifier | meaning |
@@ -10,6 +12,7 @@ Used by the chapters on Theorem 1, on weight decay and on the experiments.
 | f_l | branch | what block l adds to the state; J_l its Jacobian at the state, with singular vectors U_l, V_l |
 """
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -18,8 +21,25 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from geodesic import tracks
+from geodesic._curl import Curl, curl_of_stage, curl_of_stages, curl_share
 from geodesic.networks import Block, Network
 
+__all__ = [
+    "Curl",
+    "collapse",
+    "curl_of_stage",
+    "curl_of_stages",
+    "curl_share",
+    "one_step",
+    "pace",
+    "plane",
+    "residual_alignment",
+    "sketch",
+    "theorem1_violations",
+    "weight_norms",
+]
+
+_BATCH = 250
 _SKETCH = 512  # dimensions of a sketch
 _LARGEST_PLAIN = 2048  # states up to this dimension are kept as they are
 
@@ -106,11 +126,18 @@ def pace(track: Float[Tensor, "steps n *state"]) -> dict[str, float | None]:
 
 
 @torch.no_grad()
-def one_step(network: Network, x: Float[Tensor, "n *shape"], y: Int64[Tensor, "n"]) -> tuple[list[float | None], float]:
+def one_step(
+    network: Network, stages: Sequence[Tensor | Sequence[Tensor]], y: Int64[Tensor, "n"]
+) -> tuple[list[float | None], float]:
     """Replace each stage by one big Euler step with its mean velocity at the stage's input.
 
     The step is x̂_L = x_0 + Σ_l v_l(x_0), v_l(x) = (block l)(x) − x. If the velocity that a point meets does not change
     along its way, as on a geodesic that every block follows, x̂_L = x_L.
+
+    Args:
+        network: in evaluation mode.
+        stages: the tracks of n points, as `Network.states` or `Network.tracks` return them; only the ends are read.
+        y: their classes.
 
     Returns:
         per stage, √(E‖x̂_L − x_L‖² / E‖x_L − x_0‖²), None where no point moves; and the accuracy when the head reads
@@ -118,17 +145,19 @@ def one_step(network: Network, x: Float[Tensor, "n *shape"], y: Int64[Tensor, "n
     Source: paper eqs (2) and (6)–(7), applied to all blocks at once.
     """
     errors: list[float | None] = []
-    jump = x
-    for stage in network.stages:
-        start = end = stage.entry(x)
-        jump = start
-        for block in stage.blocks:
-            jump = jump + block(start) - start
-            end = block(end)
-        way = (end - start).double().square().sum()
-        errors.append(((jump - end).double().square().sum() / way).sqrt().item() if way > 0 else None)
-        x = end
-    return errors, (network.head(jump).argmax(1) == y).double().mean().item()
+    correct = torch.zeros((), dtype=torch.int64, device=y.device)
+    for stage, states in zip(network.stages, stages, strict=True):
+        missed, way = (torch.zeros((), dtype=torch.float64, device=y.device) for _ in range(2))
+        for start, end, labels in zip(states[0].split(_BATCH), states[-1].split(_BATCH), y.split(_BATCH), strict=True):
+            jump = start
+            for block in stage.blocks:
+                jump = jump + block(start) - start
+            missed += (jump - end).double().square().sum()
+            way += (end - start).double().square().sum()
+            if stage is network.stages[-1]:
+                correct += (network.head(jump).argmax(1) == labels).sum()
+        errors.append((missed / way).sqrt().item() if way > 0 else None)
+    return errors, correct.item() / len(y)
 
 
 def residual_alignment(

@@ -11,23 +11,29 @@ appendices 7.1 and 7.2, Figs 7 and 8, eq. (49); which sizes it used is not known
 | ε | size | of a disturbance, as a share of the range |
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geodesic.data import Dataset
-from geodesic.networks import Network, ResidualBlock
+from geodesic.networks import Network, ResidualBlock, Stage
 
 NOISES = (0.02, 0.05, 0.1, 0.2)
 ATTACKS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 PGD_SIZE, PGD_STEPS = 4 / 255, 20
 ELIMINATED = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # shares of a layer's units
-_POINTS = 1000  # test points that are disturbed, at most
+_POINTS = 500  # test points that are disturbed, at most
+_RANKING = 4000  # training points that rank the units, at most
 _BATCH = 250
+_CUT_BATCH = {"cpu": 64, "cuda": 512}  # points at a time; each goes on through the network once for every share
+
+Matched = Callable[[int, int, Tensor], Tensor]  # (stage, l, x_{l−1}) → x_{l−1} with its units named as in x_l
 
 
 @dataclass(frozen=True)
@@ -100,139 +106,248 @@ def variation_rate(
 
     Source: paper eq. (49).
     """
-    before, after = (states.reshape(*states.shape[:2], -1) for states in (track, moved))
-    norm = before.norm(dim=-1)
-    rate = (after - before).norm(dim=-1) / norm
-    return torch.stack([r[n > 0].mean() for r, n in zip(rate, norm, strict=True)])
+    rates = torch.stack([_rates(before, after) for before, after in zip(track, moved, strict=True)])
+    return rates.nanmean(1)
+
+
+def _rates(before: Float[Tensor, "n *state"], after: Float[Tensor, "n *state"]) -> Float[Tensor, "n"]:
+    """‖x̃ − x‖ / ‖x‖ of every point; not a number where x is the origin."""
+    norm = before.flatten(1).norm(dim=1)
+    return (after - before).flatten(1).norm(dim=1) / norm.where(norm > 0, torch.nan)
+
+
+class Importance:
+    """How much each unit of every layer matters to each class, from the states of training points, batch by batch.
+
+    Two measures. `signed`, the paper's: a unit is a coordinate of the state, of a convolution's too, and matters by its
+    mean over the class's points as it stands, so that a unit that is strongly negative does not matter. `absolute`, of
+    the older control: a unit is a coordinate of a fully connected layer or a channel of a convolutional one, and
+    matters by the mean of its absolute value; so do the units of what a residual block adds (`branch`). The control is
+    taken at the first, the middle and the last block of a stage.
+
+    Source: paper appendix 7.1.
+    """
+
+    def __init__(self, network: Network):
+        self.classes = network.arch.classes
+        self.chosen = [_chosen(stage) for stage in network.stages]
+        self.residual = [isinstance(stage.blocks[0], ResidualBlock) for stage in network.stages]
+        self._sums: dict[tuple[str, int, int], Tensor] = {}
+        self._ranks: dict[tuple[str, int, int], Tensor] = {}
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, network: Network, x: Float[Tensor, "n *shape"], y: Int64[Tensor, "n"]) -> "Importance":
+        """From one pass over training points."""
+        found = cls(network)
+        for xb, yb in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
+            found.update(yb, network.states(xb))
+        return found
+
+    def update(self, labels: Int64[Tensor, "n"], stages: Sequence[Sequence[Tensor]]) -> None:
+        """Add a batch of points: their classes and, stage by stage, their states x_0 … x_L."""
+        for k, states in enumerate(stages):
+            onehot = F.one_hot(labels, self.classes).to(states[0]).T
+            for l, (before, state) in enumerate(pairwise(states), 1):
+                self._add("signed", k, l, onehot, state)
+                if l in self.chosen[k]:
+                    self._add("absolute", k, l, onehot, _size(state))
+                    if self.residual[k]:
+                        self._add("branch", k, l, onehot, _size(state - before))
+
+    def _add(self, what: str, k: int, l: int, onehot: Tensor, size: Tensor) -> None:
+        sums = (onehot @ size.flatten(1)).view(-1, *size.shape[1:])  # sums over a class rank as its means do
+        key = (what, k, l)
+        self._sums[key] = self._sums[key] + sums if key in self._sums else sums
+        self._ranks.pop(key, None)
+
+    def rank(self, what: str, stage: int, layer: int) -> Int32[Tensor, "classes *units"]:
+        """Place of every unit in the order of its importance to a class, from 0."""
+        key = (what, stage, layer)
+        if key not in self._ranks:
+            sums = self._sums[key]
+            order = sums.flatten(1).argsort(dim=1, descending=True, stable=True)
+            self._ranks[key] = order.argsort(dim=1).view(sums.shape).int()
+        return self._ranks[key]
+
+
+def _chosen(stage: Stage) -> tuple[int, ...]:
+    """The first, the middle and the last block of a stage, counted from 1."""
+    depth = len(stage.blocks)
+    return tuple(sorted({1, (depth + 1) // 2, depth}))
+
+
+def _size(state: Float[Tensor, "n units *space"]) -> Float[Tensor, "n units *ones"]:
+    """Mean absolute value of every unit over space, which broadcasts over the state."""
+    return state.abs().mean((2, 3), keepdim=True) if state.ndim == 4 else state.abs()
 
 
 def eliminate(
-    network: Network,
-    state: Float[Tensor, "n units *space"],
-    ranked_by: Float[Tensor, "m units *space"],
+    state: Float[Tensor, "n *state"],
+    substitute: Float[Tensor, "n *state"] | None,
+    rank: Int32[Tensor, "classes *units"],
     labels: Int64[Tensor, "n"],
-    ranked_labels: Int64[Tensor, "m"],
-    share: float,
-) -> Float[Tensor, "n units *space"]:
-    """Set to zero, in every point, the units that matter most to the point's class.
-
-    A unit is a coordinate of a fully connected layer or a channel of a convolutional one. It matters to a class by the
-    mean of its absolute value over that class's points in `ranked_by`; the paper's own measure is not known.
+    shares: Sequence[float],
+) -> Float[Tensor, "shares n *state"]:
+    """Put another state's values, or zeros, in the units that matter most to each point's class.
 
     Args:
-        network: says how many classes there are.
-        state: of the points to change.
-        ranked_by: values of the same units on other points, which rank them.
-        labels: classes of the points in `state`.
-        ranked_labels: classes of the points in `ranked_by`.
-        share: of the units that are removed, rounded to whole units.
+        state: x_l of the points.
+        substitute: the values to put there, x_{l−1} in the paper; None puts zeros.
+        rank: place of every unit in the order of its importance to a class; its shape broadcasts over the state.
+        labels: classes of the points.
+        shares: of the units that are replaced, each rounded to whole units.
 
     Source: paper appendix 7.1, Fig. 7.
     """
-    size = ranked_by.abs().flatten(2).mean(2) if ranked_by.ndim > 2 else ranked_by.abs()
-    onehot = F.one_hot(ranked_labels, network.arch.classes).to(size)
-    importance = onehot.T @ size  # (classes, units): sums rank as means do
-    count = round(share * size.shape[1])
-    keep = torch.ones_like(importance).scatter_(1, importance.topk(count, dim=1).indices, 0.0)
-    return state * keep[labels].reshape(*state.shape[:2], *[1] * (state.ndim - 2))
+    place, units = rank[labels], rank[0].numel()
+    other = state.new_zeros(()) if substitute is None else substitute
+    return torch.stack([torch.where(place < round(share * units), other, state) for share in shares])
 
 
-def measure(network: Network, dataset: Dataset, points: int = _POINTS) -> dict[str, Any]:
-    """Accuracy of the first test points, at most 1000, under every disturbance, and with units missing.
+def measure(
+    network: Network,
+    dataset: Dataset,
+    points: int = _POINTS,
+    *,
+    importance: Importance | None = None,
+    matched: Matched | None = None,
+) -> dict[str, Any]:
+    """Accuracy of the first test points, at most 500, under every disturbance, and with units missing.
 
     The noise and PGD's starts are the same for every network of a data set: networks can be compared in pairs.
 
     Args:
         network: trained.
-        dataset: its training points set the range and, twice as many as test points, rank the units.
+        dataset: its training points set the range and rank the units.
         points: of the test set that are used.
+        importance: of the units, if it is known; else the first 4000 training points rank them.
+        matched: see `elimination`.
 
     Returns:
         n: test points; clean: their accuracy; noise, fgsm: sizes, accuracy, variation (sizes × stages × layers);
-        pgd: size, steps, accuracy; elimination: shares, layers (stage, block), state and branch (layers × shares) —
-        accuracy without the units of the layer's output, and for residual networks without those of the block's
-        branch alone.
+        pgd: size, steps, accuracy; elimination: see `elimination`.
     """
     network.eval()
-    generator = torch.Generator().manual_seed(0)
-    bounds = Bounds.of(dataset.x_train)
     points = min(points, _POINTS)
     x, y = dataset.x_test[:points], dataset.y_test[:points]
-    batches = list(zip(x.split(_BATCH), y.split(_BATCH), strict=True))
+    importance = importance or Importance.of(network, dataset.x_train[:_RANKING], dataset.y_train[:_RANKING])
+    found = _disturbed(network, x, y, Bounds.of(dataset.x_train))
+    return found | {"elimination": elimination(network, x, y, importance, matched)}
 
-    def moved(how: Any, size: float) -> Tensor:
-        return torch.cat([how(xb, yb, size) for xb, yb in batches])
 
-    def noise(xb: Tensor, _: Tensor, size: float) -> Tensor:
-        return add_noise(xb, size, bounds, generator)
-
-    def attack(xb: Tensor, yb: Tensor, size: float) -> Tensor:
-        return fgsm(network, xb, yb, size, bounds)
-
-    def descent(xb: Tensor, yb: Tensor, size: float) -> Tensor:
-        return pgd(network, xb, yb, size, bounds, generator=generator)
-
-    found: dict[str, Any] = {"n": len(y), "clean": _answer(network, x, x, y)[0]}
-    for name, how, sizes in (("noise", noise, NOISES), ("fgsm", attack, ATTACKS)):
-        answers = [_answer(network, x, moved(how, size), y) for size in sizes]
-        found[name] = {
+def _disturbed(network: Network, x: Tensor, y: Tensor, bounds: Bounds) -> dict[str, Any]:
+    """Accuracy under noise, FGSM and PGD, and how far the states move; nothing waits for the device in the loop."""
+    generator = torch.Generator().manual_seed(0)
+    names = ["clean", *(("noise", s) for s in NOISES), *(("fgsm", s) for s in ATTACKS), "pgd"]
+    correct = torch.zeros(len(names), dtype=torch.int64, device=x.device)
+    rates: list[list[list[Tensor]]] = []  # batches × disturbances × stages
+    for xb, yb in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
+        slope = _gradient(network, xb, yb).sign()
+        moved = [
+            xb,
+            *(add_noise(xb, size, bounds, generator) for size in NOISES),
+            *(bounds.keep(xb + size * bounds.width * slope) for size in ATTACKS),
+            pgd(network, xb, yb, PGD_SIZE, bounds, generator=generator),
+        ]
+        with torch.no_grad():
+            clean = network.states(xb)
+            hits, here = [], []
+            for other in moved:
+                stages = network.states(other)
+                hits.append((network.head(stages[-1][-1]).argmax(1) == yb).sum())
+                here.append(
+                    [
+                        torch.stack([_rates(a, b) for a, b in zip(before, after, strict=True)])
+                        for before, after in zip(clean, stages, strict=True)
+                    ]
+                )
+        correct += torch.stack(hits)
+        rates.append(here)
+    accuracy = dict(zip(names, (correct.double() / len(y)).tolist(), strict=True))
+    variation = {
+        name: [torch.cat(stage, 1).nanmean(1).tolist() for stage in zip(*(batch[at] for batch in rates), strict=True)]
+        for at, name in enumerate(names)
+    }
+    found: dict[str, Any] = {"n": len(y), "clean": accuracy["clean"]}
+    for kind, sizes in (("noise", NOISES), ("fgsm", ATTACKS)):
+        found[kind] = {
             "sizes": list(sizes),
-            "accuracy": [accuracy for accuracy, _ in answers],
-            "variation": [variation for _, variation in answers],
+            "accuracy": [accuracy[kind, size] for size in sizes],
+            "variation": [variation[kind, size] for size in sizes],
         }
-    accuracy, _ = _answer(network, x, moved(descent, PGD_SIZE), y)
-    found["pgd"] = {"size": PGD_SIZE, "steps": PGD_STEPS, "accuracy": accuracy}
-    ranked = dataset.x_train[: 2 * points], dataset.y_train[: 2 * points]
-    return found | {"elimination": _elimination(network, x, y, *ranked)}
+    found["pgd"] = {"size": PGD_SIZE, "steps": PGD_STEPS, "accuracy": accuracy["pgd"]}
+    return found
 
 
 @torch.no_grad()
-def _answer(network: Network, x: Tensor, moved: Tensor, y: Tensor) -> tuple[float, list[list[float]]]:
-    """Accuracy on the disturbed points, and the variation rate of every layer of every stage."""
-    correct, rates = 0, None
-    for xb, mb, yb in zip(x.split(_BATCH), moved.split(_BATCH), y.split(_BATCH), strict=True):
-        tracks, others = network.tracks(xb), network.tracks(mb)
-        correct += (network.head(others[-1][-1]).argmax(1) == yb).sum().item()
-        here = [len(yb) / len(y) * variation_rate(a, b) for a, b in zip(tracks, others, strict=True)]
-        rates = here if rates is None else [r + h for r, h in zip(rates, here, strict=True)]
-    return correct / len(y), [rate.tolist() for rate in rates]
+def elimination(
+    network: Network,
+    x: Float[Tensor, "n *shape"],
+    y: Int64[Tensor, "n"],
+    importance: Importance,
+    matched: Matched | None = None,
+) -> dict[str, Any]:
+    """Accuracy without the units of one layer that matter most to each point's class.
+
+    The paper's protocol is `copied`: in x_l these units get the values that they have in x_{l−1}. That presumes that a
+    unit means the same in both, which an identity map makes true and a plain network has no reason to obey; so
+    `aligned` gives them the values of the units of x_{l−1} that were matched with them. Controls: `zeroed`, the same
+    units at zero; `state` and `branch`, units by absolute value at zero (see `Importance`).
+
+    Args:
+        network: trained, in evaluation mode.
+        x: test points.
+        y: their classes.
+        importance: ranks the units.
+        matched: for a plain network, takes (stage, l, x_{l−1}) to x_{l−1} with its units named and scaled as in x_l.
+
+    Returns:
+        shares of the units; depth: L of every stage; copied, aligned: accuracy (layers × shares), all layers l ≥ 1 of
+        the first stage, then of the next; layers: (stage, block) of the first, the middle and the last block of every
+        stage, and for these zeroed, state and branch. None where it does not apply.
+    """
+    hits: dict[str, dict[tuple[int, int], Tensor]] = {}
+    batch = _CUT_BATCH[x.device.type]
+    for xb, yb in zip(x.split(batch), y.split(batch), strict=True):
+        stages = network.states(xb)
+        clean = (network.head(stages[-1][-1]).argmax(1) == yb).sum().view(1)
+        for k, states in enumerate(stages):
+            for l, (before, state) in enumerate(pairwise(states), 1):
+                for what, cut in _cuts(importance, k, l, before, state, yb, matched):
+                    logits = network.resume(k, l, _like(cut.flatten(0, 1), state))
+                    right = torch.cat([clean, (logits.argmax(1).view(-1, len(yb)) == yb).sum(1)])
+                    rows = hits.setdefault(what, {})
+                    rows[k, l] = rows[k, l] + right if (k, l) in rows else right
+    found = {what: (torch.stack(list(rows.values())).double() / len(y)).tolist() for what, rows in hits.items()}
+    return {
+        "shares": list(ELIMINATED),
+        "depth": [len(stage.blocks) for stage in network.stages],
+        "layers": [(k, l) for k, chosen in enumerate(importance.chosen) for l in chosen],
+        **{what: found.get(what) for what in ("copied", "aligned", "zeroed", "state", "branch")},
+    }
 
 
-@torch.no_grad()
-def _elimination(
-    network: Network, x: Tensor, y: Tensor, x_ranked: Tensor, y_ranked: Tensor
-) -> dict[str, list[Any] | None]:
-    """Accuracy without the most important units of the first, the middle and the last block of every stage."""
-    layers: list[tuple[int, int]] = []
-    accuracy: dict[str, list[list[float]]] = {"state": [], "branch": []}
-    for k, stage in enumerate(network.stages):
-        x, x_ranked = stage.entry(x), stage.entry(x_ranked)
-        chosen = {1, (len(stage.blocks) + 1) // 2, len(stage.blocks)}
-        residual = isinstance(stage.blocks[0], ResidualBlock)
-        for l, block in enumerate(stage.blocks, 1):
-            before, before_ranked = x, x_ranked
-            x, x_ranked = block(x), block(x_ranked)
-            if l not in chosen:
-                continue
-            layers.append((k, l))
-            cut = {"state": [eliminate(network, x, x_ranked, y, y_ranked, share) for share in ELIMINATED]}
-            if residual:
-                f, f_ranked = x - before, x_ranked - before_ranked
-                cut["branch"] = [before + eliminate(network, f, f_ranked, y, y_ranked, s) for s in ELIMINATED]
-            for what, states in cut.items():
-                accuracy[what].append([_finish(network, k, l, state, y) for state in states])
-    return {"shares": list(ELIMINATED), "layers": layers, **{what: rows or None for what, rows in accuracy.items()}}
+def _cuts(
+    importance: Importance, k: int, l: int, before: Tensor, state: Tensor, y: Tensor, matched: Matched | None
+) -> Iterator[tuple[str, Float[Tensor, "shares n *state"]]]:
+    """The states of one layer without their most important units, in every way that applies to it and every share."""
+    rank, shares = importance.rank("signed", k, l), ELIMINATED[1:]
+    yield "copied", eliminate(state, before, rank, y, shares)
+    if matched is not None:
+        yield "aligned", eliminate(state, matched(k, l, before), rank, y, shares)
+    if l in importance.chosen[k]:
+        yield "zeroed", eliminate(state, None, rank, y, shares)
+        yield "state", eliminate(state, None, importance.rank("absolute", k, l), y, shares)
+        if importance.residual[k]:
+            rank = importance.rank("branch", k, l)
+            yield "branch", before + eliminate(state - before, None, rank, y, shares)
 
 
-def _finish(network: Network, stage: int, block: int, state: Tensor, y: Tensor) -> float:
-    """Accuracy when the network goes on from a state after `block` blocks of a stage."""
-    for later in network.stages[stage].blocks[block:]:
-        state = later(state)
-    for following in network.stages[stage + 1 :]:
-        state = following.entry(state)
-        for later in following.blocks:
-            state = later(state)
-    return (network.head(state).argmax(1) == y).double().mean().item()
+def _like(state: Tensor, other: Tensor) -> Tensor:
+    """In the memory format of another state: kernels depend on it."""
+    innermost = other.ndim == 4 and other.is_contiguous(memory_format=torch.channels_last)
+    return state.contiguous(memory_format=torch.channels_last) if innermost else state
 
 
 def _gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:

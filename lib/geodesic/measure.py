@@ -1,0 +1,302 @@
+"""What a network makes of its data: the only path on which trained networks are measured.
+
+`evaluate` scores the tracks of any points in one streamed pass; `final` is everything that the record of a finished
+run holds. Scores are computed in float32 whatever the precision of training. Nothing in a loop over batches waits for
+the device. Used by `experiment`, and through it by every chapter with recorded results.
+
+| symbol | identifier | meaning |
+|---|---|---|
+| x_0, x_L | ends[0], ends[1] | states of the points at the two ends of a stage |
+| κ | curl | share of the stage's displacement that is not a gradient (see `probes`) |
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from geodesic import probes, robustness, tracks, transport
+from geodesic.data import Dataset
+from geodesic.networks import Network
+from geodesic.robustness import Importance
+from geodesic.settings import Settings
+
+TRAIN_POINTS = 4000  # of the training part that are scored; loss and accuracy take all of it
+TRAIN_OTS = 2000  # largest subset of the training part whose transport is scored, where the test part goes on
+_UNIT_OTS = 4000  # largest subset at unit channels
+_ALIGNED_OTS = 2000  # largest subset in the aligned gauge
+_PATH_POINTS = 1000  # points whose whole tracks are kept: Theorem 1 takes their pairs, a gauge is fitted to them
+_CURL_CLOUD, _CURL_POINTS, _CURL_PROBES = 500, 64, 4  # test points that span, that are linearised; probes of each
+_JACOBIAN_POINTS = 4  # points at which singular vectors of the blocks are taken
+_PAIR_CLASSES = 20  # up to so many classes the table of class pairs is kept
+_SCORED = {"cpu": 2**21, "cuda": 2**25}  # numbers of a state that a pass of scoring holds: a cache keeps a few such
+_EXACT = {"w2_squared", "identity_cost", "cost_ratio"}  # what a certificate is about is not rounded
+_DIGITS = 5
+
+Map = Callable[[Tensor], Tensor]
+
+
+def score_batch(network: Network) -> int:
+    """Points that a pass of scoring sends through a network at a time: as many as its largest state allows."""
+    largest = max(math.prod(shape) for shape in network.arch.stage_shapes)
+    return max(1, _SCORED[network.head[-1].weight.device.type] // largest)
+
+
+def evaluate(network: Network, x: Float[Tensor, "n *shape"], y: Int64[Tensor, "n"]) -> dict[str, Any]:
+    """Loss, accuracy and the scores of every stage in one streamed pass over the points.
+
+    Returns:
+        loss (mean cross-entropy, nats), accuracy in [0, 1], stages: one `tracks.Accumulator.summary` per stage, and
+        early_exit: accuracy when the head reads each state of the last stage.
+    """
+    return _Pass(network, x, y).summary()
+
+
+def brief(found: dict[str, Any]) -> dict[str, Any]:
+    """Of what `evaluate` found, what a curve over the epochs shows."""
+    stages = [{key: stage[key] for key in ("lsr_mean", "lss_mean")} for stage in found["stages"]]
+    return {"loss": found["loss"], "accuracy": found["accuracy"], "stages": stages}
+
+
+def final(network: Network, dataset: Dataset, settings: Settings) -> dict[str, Any]:
+    """Everything that the record of a finished run holds, of its training and its test points.
+
+    Args:
+        network: trained, on the device of the data; it is left in evaluation mode.
+        dataset: both parts.
+        settings: `ots_points` and `eval_points` are read.
+
+    Returns:
+        train, test: `evaluate`, with one_step_accuracy, and in every stage ots (a score for every size in `ots_points`
+        that the part has), theorem1, collapse, pace, one_step_error. Of the training part the first 4000 points are
+        scored (loss and accuracy take all of it), and OTS stops at 2000 points, but for sizes that the test part lacks.
+        On test points alone: robustness, and in every stage
+        residual_alignment; curl, of a plain network in the permuted gauge and free of the trace (see `probes`);
+        of a residual network growth, the growth of the stream (see `tracks.growth`), and ots_unit, OTS at unit
+        channels of x_0 (the same sizes up to 4000);
+        of a plain network aligned: line-shape scores in the gauges norm1, permuted and scaled of `tracks.align`, and
+        ots, OTS at one size with the units of x_L matched to those of x_0. Gauges are fitted on training points.
+    """
+    x, y = dataset.x_train, dataset.y_train
+    xt, yt = dataset.x_test, dataset.y_test
+    sizes = {
+        "train": [n for n in settings.ots_points if n <= len(y) and (n <= TRAIN_OTS or n > len(yt))],
+        "test": [n for n in settings.ots_points if n <= len(yt)],
+    }
+    importance = Importance(network)
+    train = _Pass(network, x, y, scored=TRAIN_POINTS, keep=sizes["train"], importance=importance)
+    test = _Pass(network, xt, yt, keep=sizes["test"])
+    classes = len(dataset.classes)
+    found = {
+        "train": train.record(sizes["train"], classes),
+        "test": test.record(sizes["test"], classes, tabulate=classes <= _PAIR_CLASSES),
+    }
+    stages = found["test"]["stages"]
+    aligned = [_Aligned(paths) for paths in train.paths] if network.network == "plain" else None
+    for k, stage in enumerate(stages):
+        paths, ends = test.paths[k], test.ends[k]
+        blocks, start = network.stages[k].blocks, paths[0][:_CURL_CLOUD]
+        if aligned is None:
+            stage |= _metric(ends, sizes["test"])
+        else:
+            stage["aligned"] = aligned[k].scores(paths, ends, sizes["test"])
+            blocks, start = aligned[k].seen(blocks), aligned[k].state(0, start)
+        stage["curl"] = _curl(blocks, start)
+    for stage, alignment in zip(stages, probes.residual_alignment(network, xt[:_JACOBIAN_POINTS]), strict=True):
+        stage["residual_alignment"] = alignment
+    found["test"]["robustness"] = robustness.measure(
+        network,
+        dataset,
+        settings.eval_points,
+        importance=importance,
+        matched=aligned and (lambda k, l, before: aligned[k].matched(l, before)),
+    )
+    return found
+
+
+def _metric(ends: Float[Tensor, "2 n *state"], sizes: list[int]) -> dict[str, Any]:
+    """Growth of a residual stream, and OTS in another of the metrics that its identity maps leave free."""
+    factors = _unitwise(tracks.unit_channels(ends[0]), ends[0])
+    return {
+        "growth": tracks.growth(ends).item(),
+        "ots_unit": [_optimal(*ends[:, :n] * factors) for n in sizes if n <= _UNIT_OTS],
+    }
+
+
+def _optimal(x: Float[Tensor, "n *state"], y: Float[Tensor, "n *state"]) -> dict[str, Any]:
+    """OTS with its bounds."""
+    score = asdict(transport.optimal_transport_score(x, y))
+    return {key: score[key] for key in ("n", "share", "share_lower", "share_upper", "cost_ratio", "certified")}
+
+
+def _curl(blocks: Iterable[Map], x: Float[Tensor, "n *state"]) -> dict[str, Any]:
+    """κ of a stage and of its blocks, on all directions and on those of the data."""
+
+    def found(*spaces: str) -> dict[str, Any]:
+        draws = torch.Generator().manual_seed(0)
+        where = {"spaces": spaces, "block_spaces": spaces}
+        return probes.curl_of_stage(blocks, x, _CURL_PROBES, draws, points=_CURL_POINTS, **where)
+
+    try:
+        return found("isotropic", "span")
+    except ValueError:  # a collapsed network: some state is the same at all points, and spans nothing
+        return found("isotropic")
+
+
+class _Aligned:
+    """A stage of a plain network in the gauges of its tracks, fitted on training points (see `tracks.align`).
+
+    A plain network's units bear no common name from layer to layer, and its states no common scale: every score of its
+    tracks is one of a gauge.
+    """
+
+    def __init__(self, fit: Float[Tensor, "steps n *state"]):
+        self._gauges = tracks.find_gauges(fit)
+        self._ends = tracks.find_gauge(fit[[0, -1]])
+        permuted = self._gauges["permuted"]
+        self._order, self._scales = permuted.permutations, permuted.scales
+        self._inverse = self._order.argsort(dim=1)
+
+    def scores(
+        self, paths: Float[Tensor, "steps n *state"], ends: Float[Tensor, "2 n *state"], sizes: list[int]
+    ) -> dict[str, Any]:
+        """Line-shape scores of other points in each gauge; OTS with x_L's units matched to x_0's, at one size."""
+        found: dict[str, Any] = {
+            name: _line_shape(gauge.apply_to_states(paths)) for name, gauge in self._gauges.items()
+        }
+        n = max([n for n in sizes if n <= _ALIGNED_OTS], default=0)
+        return found | {"ots": _optimal(*self._ends.apply_to_states(ends[:, :n])) if n else None}
+
+    def state(self, l: int, x: Float[Tensor, "n *state"]) -> Float[Tensor, "n *state"]:
+        """x_l with its units permuted, at mean norm 1."""
+        return x.index_select(1, self._order[l]) * _unitwise(self._scales[l], x)
+
+    def back(self, l: int, z: Float[Tensor, "n *state"]) -> Float[Tensor, "n *state"]:
+        """The x_l that `state` takes to z."""
+        return (z / _unitwise(self._scales[l], z)).index_select(1, self._inverse[l])
+
+    def matched(self, l: int, before: Float[Tensor, "n *state"]) -> Float[Tensor, "n *state"]:
+        """x_{l−1} with its units named and scaled as in x_l."""
+        return self.back(l, self.state(l - 1, before))
+
+    def seen(self, blocks: Iterable[Map]) -> list[Map]:
+        """The blocks as maps from gauge to gauge."""
+
+        def named(l: int, block: Map) -> Map:
+            return lambda z: self.state(l + 1, block(self.back(l, z)))
+
+        return [named(l, block) for l, block in enumerate(blocks)]
+
+
+def _unitwise(factors: Float[Tensor, "units"], x: Tensor) -> Tensor:
+    return factors.view(-1, *[1] * (x.ndim - 2))
+
+
+def _line_shape(track: tracks.Track) -> dict[str, Any]:
+    scores = tracks.Accumulator()
+    scores.update(track)
+    found = scores.summary()
+    return {key: found[key] for key in ("lsr_mean", "lsr_median", "lss_mean", "lss_median", "segment_shares")}
+
+
+def rounded(value: Any, digits: int = _DIGITS) -> Any:
+    """The same value with its floats to so many significant digits; what a certificate is about stays as it is."""
+    if isinstance(value, dict):
+        return {key: item if key in _EXACT else rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item, digits) for item in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+class _Pass:
+    """One streamed pass over points: loss and accuracy of all, the scores of the first `scored` and their tracks.
+
+    With `keep`, sizes of subsets, the ends of the tracks of the largest subset and the whole tracks of the first
+    thousand points are kept; all of a subset is scored. The memory is that of one batch besides.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        x: Float[Tensor, "n *shape"],
+        y: Int64[Tensor, "n"],
+        *,
+        scored: int | None = None,
+        keep: Sequence[int] | None = None,
+        importance: Importance | None = None,
+    ):
+        network.eval()
+        self.network, self.x, self.y, self.importance = network, x, y, importance
+        largest = max(keep or [0])
+        self.scored = len(y) if scored is None else min(len(y), max(scored, largest))
+        pairs = 0 if keep is None else min(_PATH_POINTS, self.scored)
+        self.straightness = [tracks.Accumulator() for _ in network.stages]
+        shapes = network.arch.stage_shapes
+        self.ends = [x.new_empty(2, max(largest, pairs), *shape) for shape in shapes]
+        self.paths = [
+            x.new_empty(len(stage.blocks) + 1, pairs, *shape)
+            for stage, shape in zip(network.stages, shapes, strict=True)
+        ]
+        self._loss = torch.zeros((), dtype=torch.float64, device=y.device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=y.device)
+        self._exits: Tensor | int = 0
+        self._run()
+
+    @torch.no_grad()
+    def _run(self) -> None:
+        batch, start = score_batch(self.network), 0
+        while start < len(self.y):
+            stop = min(start + batch, self.scored if start < self.scored else len(self.y))
+            xb, yb = self.x[start:stop], self.y[start:stop]
+            if start < self.scored:
+                stages = self.network.states(xb)
+                logits = torch.stack([self.network.head(state) for state in stages[-1]])
+                self._exits = self._exits + (logits.argmax(-1) == yb).sum(1)
+                self._see(start, yb, stages)
+                logits = logits[-1]
+            else:
+                logits = self.network(xb)
+            self._loss += F.cross_entropy(logits, yb, reduction="sum")
+            self._correct += (logits.argmax(1) == yb).sum()
+            start = stop
+
+    def _see(self, start: int, y: Tensor, stages: list[list[Tensor]]) -> None:
+        """Score and keep the states of a batch."""
+        if self.importance is not None:
+            self.importance.update(y, stages)
+        for states, score, ends, paths in zip(stages, self.straightness, self.ends, self.paths, strict=True):
+            score.update(states)
+            for kept, some in ((ends, (states[0], states[-1])), (paths, states)):
+                room = max(0, min(len(y), kept.shape[1] - start))
+                for place, state in zip(kept, some, strict=True) if room else ():
+                    place[start : start + room] = state[:room]
+
+    def summary(self) -> dict[str, Any]:
+        """What `evaluate` returns; early exits are those of the points scored."""
+        return {
+            "loss": self._loss.item() / len(self.y),
+            "accuracy": self._correct.item() / len(self.y),
+            "early_exit": (self._exits.double() / self.scored).tolist(),
+            "stages": [score.summary() for score in self.straightness],
+        }
+
+    def record(self, sizes: list[int], classes: int, *, tabulate: bool = False) -> dict[str, Any]:
+        """The summary with everything that residual and plain networks share; `tabulate`: pairs by class as well."""
+        found = self.summary()
+        labels = self.y[: self.paths[0].shape[1]]
+        errors, found["one_step_accuracy"] = probes.one_step(self.network, self.paths, labels)
+        for stage, ends, paths, error in zip(found["stages"], self.ends, self.paths, errors, strict=True):
+            theorem1 = probes.theorem1_violations(paths.flatten(2), labels, classes)
+            stage |= {
+                "ots": [asdict(transport.optimal_transport_score(*ends[:, :n])) for n in sizes],
+                "theorem1": theorem1 | ({} if tabulate else {"by_class": None}),
+                "collapse": probes.collapse(ends[1], self.y[: ends.shape[1]], classes),
+                "pace": probes.pace(paths),
+                "one_step_error": error,
+            }
+        return found
