@@ -250,6 +250,24 @@ def test_singular_vectors_come_in_pairs(generator):
     torch.testing.assert_close(values, torch.tensor([[5.0, 3, 2]] * 2), rtol=1e-4, atol=0)
 
 
+def test_curl_share_of_a_linear_network_is_that_of_its_matrix(generator):
+    """Five blocks I + W_l on states that keep every unit active: F is their product. 8 probes of 30, float32."""
+
+    def curl(jacobian, step):
+        return ((jacobian - jacobian.T).square().sum() / (4 * step.square().sum())).item()
+
+    matrices = [(m + 0.6 * m.T) / 50 for m in torch.randn(5, 30, 30, generator=generator)]
+    product = torch.linalg.multi_dot([torch.eye(30) + m for m in reversed(matrices)])
+    (got,) = probes.curl_of_stages(linear_resnet(matrices, 30), torch.rand(100, 30, generator=generator), 8, generator)
+    one = got["map"]["isotropic"]
+    assert abs(one["share"] - curl(product, product - torch.eye(30))) < 4 * one["standard_error"]
+    assert one["standard_error"] < 0.01
+    for share, error, matrix in zip(
+        *(got["blocks"]["isotropic"][k] for k in ("share", "standard_error")), matrices, strict=True
+    ):
+        assert abs(share - curl(matrix, matrix)) < 4 * error
+
+
 def test_alignment_of_the_scaler_is_not_defined():
     network = networks.build("radial", "digits", width=4)
     assert probes.residual_alignment(network, torch.ones(2, 1, 8, 8)) == [None]

@@ -1,5 +1,7 @@
 """What a trained network's tracks say beyond the scores: Theorem 1 on pairs, pace, one big step, Jacobians, collapse.
 
+The curl share of a map (`curl_share`, `curl_of_stage`, `curl_of_stages`) is handed on from `_curl`.
+
 Used by the chapters on Theorem 1, on weight decay and on the experiments.
 
 | symbol | identifier | meaning |
@@ -18,7 +20,23 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from geodesic import tracks
+from geodesic._curl import Curl, curl_of_stage, curl_of_stages, curl_share
 from geodesic.networks import Block, Network
+
+__all__ = [
+    "Curl",
+    "collapse",
+    "curl_of_stage",
+    "curl_of_stages",
+    "curl_share",
+    "one_step",
+    "pace",
+    "plane",
+    "residual_alignment",
+    "sketch",
+    "theorem1_violations",
+    "weight_norms",
+]
 
 _SKETCH = 512  # dimensions of a sketch
 _LARGEST_PLAIN = 2048  # states up to this dimension are kept as they are
