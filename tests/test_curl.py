@@ -197,7 +197,7 @@ def test_convolutional_states_with_channels_innermost(network, norm, generator):
 
 
 def test_one_direction_of_descent_among_many_is_found(generator):
-    """sym J = I but for one eigenvalue −0.5 among 400, which fewer than 24 steps find."""
+    """sym J = I but for one eigenvalue −0.5 among 400, which 16 steps find."""
     axis = nn.functional.normalize(random(generator, 400), dim=0)
     x = random(generator, 3, 400)
     assert probes.curl_share(lambda z: z - 1.5 * (z @ axis)[:, None] * axis, x, 1, generator).psd_share == 0
@@ -252,6 +252,19 @@ def test_record_of_the_radial_control_is_plain_json(generator):
 def test_refuses_what_has_no_share(arguments, message):
     with pytest.raises(ValueError, match=message):
         probes.curl_share(**({"map": lambda z: 2 * z, "x": torch.ones(2, 3)} | arguments))
+
+
+def test_jacobians_of_some_points_in_the_span_of_all(layer, generator):
+    """Directions come from the cloud of 9, Jacobians are taken at the first 2."""
+    x = random(generator, 9, 7)
+    x[:, 5:] = 1  # the cloud fills five dimensions
+    got = probes.curl_of_stage([layer], x, 7, points=2, psd_points=0)
+    axes = torch.eye(7)[:5].double()
+    want = probes.curl_share(layer, x[:2], directions=axes)
+    assert got["map"]["span"]["share"] == pytest.approx(want.share, rel=1e-3)
+    assert got["map"]["span"]["chance"] == pytest.approx(4 / 10, rel=1e-3)
+    assert (got["cloud"], got["points"], got["map"]["span"]["psd_share"]) == (9, 2, None)
+    assert got["blocks"]["span"]["share"][0] == got["map"]["span"]["share"]  # one block is the map
 
 
 def test_refuses_an_unknown_space(generator):

@@ -27,6 +27,7 @@ Map = Callable[[Tensor], Tensor]
 
 _NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 25}  # of the states that are sent through a map at a time
 _RANK = 1e-5  # singular values of a cloud below this share of the largest are its rounding
+_STEPS = 16  # of Lanczos
 SPACES = ("isotropic", "span", "covariance")
 
 
@@ -51,7 +52,7 @@ def curl_share(
     trace_free: bool = False,
     *,
     psd_points: int = 8,
-    psd_steps: int = 24,
+    psd_steps: int = _STEPS,
 ) -> Curl:
     """κ = E‖skew J‖² / E‖J − I‖² of a map of R^k into itself: 0 iff its displacement is a gradient (on the points x).
 
@@ -86,11 +87,7 @@ def curl_share(
             products.
     Source: the divergence-free part of paper eq. (15); Hutchinson 1990.
     """
-    if len(x) == 0 or probes < 1 or psd_points < 0 or psd_steps < 1:
-        raise ValueError(
-            f"{len(x)} points, probes={probes}, psd_points={psd_points}, psd_steps={psd_steps}: "
-            "pass at least one point, probe and step"
-        )
+    _check(len(x), probes, psd_points, psd_steps)
     if directions is not None and directions.shape[1:] != x.shape[1:]:
         raise ValueError(f"directions of shape {tuple(directions.shape[1:])} for states of {tuple(x.shape[1:])}")
     with torch.inference_mode(False), torch.no_grad():
@@ -109,7 +106,9 @@ def curl_of_stages(
     probes: int = 8,
     generator: torch.Generator | None = None,
     *,
+    points: int | None = None,
     spaces: Sequence[str] = SPACES,
+    block_spaces: Sequence[str] = SPACES[:2],
     psd_points: int = 8,
 ) -> list[dict[str, Any]]:
     """`curl_of_stage` for every stage of a network, at the states of the inputs x, in evaluation mode.
@@ -124,7 +123,18 @@ def curl_of_stages(
         x = x.clone()
         for stage in network.stages:
             x = stage.entry(x)
-            found.append(curl_of_stage(stage.blocks, x, probes, generator, spaces=spaces, psd_points=psd_points))
+            found.append(
+                curl_of_stage(
+                    stage.blocks,
+                    x,
+                    probes,
+                    generator,
+                    points=points,
+                    spaces=spaces,
+                    block_spaces=block_spaces,
+                    psd_points=psd_points,
+                )
+            )
             for block in stage.blocks:
                 x = block(x)
     network.train(was_training)
@@ -137,52 +147,72 @@ def curl_of_stage(
     probes: int = 8,
     generator: torch.Generator | None = None,
     *,
+    points: int | None = None,
     spaces: Sequence[str] = SPACES,
+    block_spaces: Sequence[str] = SPACES[:2],
     psd_points: int = 8,
 ) -> dict[str, Any]:
     """Curl shares of the map x_0 -> x_L of a chain of blocks and of each block, as plain values for a record.
 
-    Spaces: "isotropic" is all of R^k; "span" the span of the n points' differences at the map's own input, with
-    orthonormal directions; "covariance" the same span, each direction by its variance. A block x + f(x) has J − I =
+    Spaces: "isotropic" is all of R^k; "span" the span of the differences of the states x at the map's own input, with
+    orthonormal directions; "covariance" the same span, each direction by its variance. Of a cloud of fewer points than
+    dimensions "span" depends on how many they are: compare it between clouds of one size. A block x + f(x) has J − I =
     Df, so that its share is that of its branch f. All maps meet the same isotropic probes.
 
+    Args:
+        blocks: maps (n, *state) -> (n, *state), as for `curl_share`.
+        x: the cloud x_0.
+        probes: per point.
+        generator: CPU generator of the probes.
+        points: Jacobians are taken at the first so many; None takes all. The cost follows them, not the cloud.
+        spaces: those of the whole map.
+        block_spaces: those of each block; all blocks together cost as much as the whole map.
+        psd_points: see `curl_share`.
+
     Returns:
-        points, probes; map: for each space the fields of `Curl` and trace_free_share, the share after the trace part
-        is taken off (psd_share is None for "covariance", whose sign is that of "span"); blocks: for each space lists
-        over blocks of share, standard_error, size and trace_free_share. Numbers have four digits; None is undefined.
+        cloud, points, probes: their numbers; map: for each space the fields of `Curl` and trace_free_share, the share
+        once the trace part is taken off (psd_share is None for "covariance", which has the sign of "span"); blocks:
+        for each space lists over blocks of share, standard_error, size and trace_free_share. Numbers have four digits;
+        None is undefined.
 
     Raises:
         ValueError: for an unknown space, and what `curl_share` refuses.
     """
-    if unknown := sorted(set(spaces) - set(SPACES)):
+    if unknown := sorted({*spaces, *block_spaces} - set(SPACES)):
         raise ValueError(f"space {', '.join(unknown)} is unknown; there are: {', '.join(SPACES)}")
+    points = len(x) if points is None else min(points, len(x))
+    _check(points, probes, psd_points)
     with torch.inference_mode(False), torch.no_grad():
         x, blocks = x.clone(), tuple(blocks)
-        isotropic = _Space(x, None).draw(probes, generator) if "isotropic" in spaces else None
+        shared = _Space(x[:points], None).draw(probes, generator) if "isotropic" in {*spaces, *block_spaces} else None
 
-        def look(map: Map, state: Tensor, tried: int) -> dict[str, dict[str, Any]]:
-            found = {}
-            span, sizes = _axes(state) if {"span", "covariance"} & set(spaces) else (None, None)
-            for name in spaces:
-                rows = {"isotropic": None, "span": span, "covariance": sizes[:, None] * span if span is not None else 0}
-                space = _Space(state, rows[name])
-                z, exact = isotropic if name == "isotropic" else space.draw(probes, generator)
-                cells = _cells(map, state, space, z)
+        def look(map: Map, cloud: Tensor, names: Sequence[str], tried: int) -> dict[str, dict[str, Any]]:
+            found: dict[str, dict[str, Any]] = {}
+            rows: dict[str, Tensor | None] = {"isotropic": None}
+            if set(names) - {"isotropic"}:
+                rows["span"], sizes = _axes(cloud)
+                rows["covariance"] = sizes[:, None] * rows["span"]
+            for name in names:
+                space = _Space(cloud[:points], rows[name])
+                z, exact = shared if name == "isotropic" else space.draw(probes, generator)
+                cells = _cells(map, cloud[:points], space, z)
                 found[name] = _curl(cells, space, False, exact)
                 found[name]["trace_free_share"] = _curl(cells, space, True, exact)["share"]
                 found[name]["psd_share"] = (
-                    _psd_share(map, state[:tried], space, 24, generator) if tried and name != "covariance" else None
+                    _psd_share(map, cloud[:points][:tried], space, _STEPS, generator)
+                    if tried and name != "covariance"
+                    else None
                 )
             return found
 
-        whole = look(lambda state: reduce(lambda s, block: block(s), blocks, state), x, psd_points)
+        whole = look(lambda state: reduce(lambda s, block: block(s), blocks, state), x, spaces, psd_points)
         each = []
-        state = x
         for block in blocks:
-            each.append(look(block, state, 0))
-            state = block(state)
+            each.append(look(block, x, block_spaces, 0))
+            x = block(x)
     return {
-        "points": len(x),
+        "cloud": len(x),
+        "points": points,
         "probes": probes,
         "map": {name: {key: _digits(value) for key, value in one.items()} for name, one in whole.items()},
         "blocks": {
@@ -190,9 +220,17 @@ def curl_of_stage(
                 key: [_digits(one[name][key]) for one in each]
                 for key in ("share", "standard_error", "size", "trace_free_share")
             }
-            for name in spaces
+            for name in block_spaces
         },
     }
+
+
+def _check(points: int, probes: int, psd_points: int, psd_steps: int = _STEPS) -> None:
+    if points < 1 or probes < 1 or psd_points < 0 or psd_steps < 1:
+        raise ValueError(
+            f"{points} points, probes={probes}, psd_points={psd_points}, psd_steps={psd_steps}: "
+            "pass at least one point, probe and step"
+        )
 
 
 class _Space:
@@ -212,59 +250,58 @@ class _Space:
             raise ValueError(f"{len(rows)} directions that are all 0 span nothing; pass differences of distinct points")
         self.rank = (self.gram.double().trace().square() / squares).item()
 
-    def draw(self, probes: int, generator: torch.Generator | None) -> tuple[Float[Tensor, "n p m"], bool]:
+    def draw(self, probes: int, generator: torch.Generator | None) -> tuple[Float[Tensor, "p n m"], bool]:
         """Probes z with E z zᵀ = I (times a factor), and whether they are all the axes."""
         m = self.dimensions
         if probes >= m:
-            return torch.eye(m).to(self.like).expand(self.n, m, m), True
-        z = torch.randn(self.n, probes, m, generator=generator).to(self.like)
+            return torch.eye(m).to(self.like)[:, None].expand(m, self.n, m), True
+        z = torch.randn(probes, self.n, m, generator=generator).to(self.like)
         return z.div_(z.norm(dim=-1, keepdim=True)), False
 
-    def lift(self, z: Float[Tensor, "n p m"]) -> Float[Tensor, "n p k"]:
+    def lift(self, z: Float[Tensor, "p n m"]) -> Float[Tensor, "p n k"]:
         """Bᵀz."""
         return z if self.rows is None else z @ self.rows
 
-    def read(self, v: Float[Tensor, "n p k"]) -> Float[Tensor, "n p m"]:
+    def read(self, v: Float[Tensor, "p n k"]) -> Float[Tensor, "p n m"]:
         """B v."""
         return v if self.rows is None else v @ self.rows.mT
 
-    def identity(self, z: Float[Tensor, "n p m"]) -> Float[Tensor, "n p m"]:
+    def identity(self, z: Float[Tensor, "p n m"]) -> Float[Tensor, "p n m"]:
         """M z."""
         return z if self.gram is None else z @ self.gram
 
 
 def _products(
-    map: Map, x: Float[Tensor, "n *state"], space: _Space, z: Float[Tensor, "n p m"]
-) -> tuple[Float[Tensor, "n p m"], Float[Tensor, "n p m"]]:
-    """A z and Aᵀz at every point, all probes in one batch."""
-    copies = _shaped(_flat(x, x).repeat_interleave(z.shape[1], 0), x)
-    v = _shaped(space.lift(z).flatten(0, 1), x)
-    _, push = torch.func.jvp(map, (copies,), (v,))
-    if push.shape != copies.shape:
-        raise ValueError(f"the map takes states {tuple(x.shape[1:])} to {tuple(push.shape[1:])}; it must keep them")
-    (pull,) = torch.func.vjp(map, copies)[1](v)
-    return tuple(space.read(_flat(w, x).reshape(*z.shape[:2], -1)) for w in (push, pull))
+    map: Map, x: Float[Tensor, "n *state"], space: _Space, z: Float[Tensor, "p n m"]
+) -> tuple[Float[Tensor, "p n m"], Float[Tensor, "p n m"]]:
+    """A z and Aᵀz at every point, all probes in one batch: the states themselves are passed through the map once."""
+    v = _shaped(space.lift(z), x)
+    push = torch.vmap(lambda one: torch.func.jvp(map, (x,), (one,))[1])(v)
+    if push.shape != v.shape:
+        raise ValueError(f"the map takes states {tuple(x.shape[1:])} to {tuple(push.shape[2:])}; it must keep them")
+    (pull,) = torch.vmap(torch.func.vjp(map, x)[1])(v)
+    return space.read(_flat(push, x)), space.read(_flat(pull, x))
 
 
-def _cells(map: Map, x: Float[Tensor, "n *state"], space: _Space, z: Float[Tensor, "n p m"]) -> Float[Tensor, "4 n p"]:
+def _cells(map: Map, x: Float[Tensor, "n *state"], space: _Space, z: Float[Tensor, "p n m"]) -> Float[Tensor, "4 p n"]:
     """Of each point and probe: ‖skew(A) z‖², ‖e‖², ⟨e, Mz⟩ and ‖Mz‖², with e = sym(A) z − M z the displacement's."""
-    points = max(1, _NUMBERS["cpu" if x.device.type == "cpu" else "cuda"] // (z.shape[1] * x[0].numel()))
+    points = max(1, _NUMBERS["cpu" if x.device.type == "cpu" else "cuda"] // (len(z) * x[0].numel()))
     parts = []
-    for some, probe in zip(x.split(points), z.split(points), strict=True):
+    for some, probe in zip(x.split(points), z.split(points, 1), strict=True):
         push, pull = _products(map, some, space, probe)
         still = space.identity(probe)
         skew, e, still = (part.double() for part in ((push - pull) / 2, (push + pull) / 2 - still, still))
         squares = [(left * right).sum(-1) for left, right in ((skew, skew), (e, e), (e, still), (still, still))]
         parts.append(torch.stack(squares))
-    cells = torch.cat(parts, 1).cpu()
-    if bad := int((~cells.isfinite()).any(0).any(-1).sum()):
+    cells = torch.cat(parts, 2).cpu()
+    if bad := int((~cells.isfinite()).any(0).any(0).sum()):
         raise ValueError(f"{bad} of {len(x)} points have non-finite Jacobian products; a diverged network has no κ")
     return cells
 
 
-def _curl(cells: Float[Tensor, "4 n p"], space: _Space, trace_free: bool, exact: bool) -> dict[str, float]:
+def _curl(cells: Float[Tensor, "4 p n"], space: _Space, trace_free: bool, exact: bool) -> dict[str, float]:
     """The fields of `Curl` but psd_share; its standard error is a jackknife over points, or probes of a single one."""
-    units = cells.sum(-1) if cells.shape[1] > 1 else cells[:, 0]
+    units = cells.sum(1) if cells.shape[2] > 1 else cells[..., 0]
 
     def ratio(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         skew, sym, cross, still = sums
@@ -275,7 +312,7 @@ def _curl(cells: Float[Tensor, "4 n p"], space: _Space, trace_free: bool, exact:
 
     total, count = units.sum(-1), units.shape[1]
     share, size, scale = (value.item() for value in ratio(total))
-    if cells.shape[1] == 1 and exact:
+    if cells.shape[2] == 1 and exact:
         error = 0.0
     elif count < 2:
         error = float("nan")
@@ -300,8 +337,8 @@ def _psd_share(
     largest = q.new_zeros(len(x))
     for step in range(steps):
         basis[:, step] = q
-        push, pull = _products(map, x, space, q[:, None])
-        w = ((push + pull) / 2)[:, 0]
+        push, pull = _products(map, x, space, q[None])
+        w = ((push + pull) / 2)[0]
         alpha = (q * w).sum(-1)
         largest = torch.maximum(largest, w.norm(dim=-1))
         for _ in range(2):  # once leaves rounding that grows from step to step
@@ -334,17 +371,17 @@ def _innermost(x: Tensor) -> bool:
     return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _flat(x: Float[Tensor, "m *state"], like: Tensor) -> Float[Tensor, "m k"]:
+def _flat(x: Float[Tensor, "..."], like: Tensor) -> Float[Tensor, "..."]:
     """Coordinates in the order in which `like` has them in memory."""
-    return (x.movedim(1, -1) if _innermost(like) else x).reshape(len(x), -1)
+    return (x.movedim(-3, -1) if _innermost(like) else x).flatten(1 - like.ndim)
 
 
-def _shaped(flat: Float[Tensor, "m k"], like: Tensor) -> Float[Tensor, "m *state"]:
+def _shaped(flat: Float[Tensor, "... k"], like: Tensor) -> Float[Tensor, "..."]:
     """The states of such coordinates."""
     if not _innermost(like):
-        return flat.reshape(len(flat), *like.shape[1:])
+        return flat.unflatten(-1, like.shape[1:])
     _, c, h, w = like.shape
-    return flat.reshape(len(flat), h, w, c).movedim(-1, 1)
+    return flat.unflatten(-1, (h, w, c)).movedim(-1, -3)
 
 
 def _digits(value: float | None) -> float | None:
