@@ -201,3 +201,137 @@ def test_refuses_non_finite_states(score, bad, generator):
 def test_accumulator_refuses_to_summarise_nothing():
     with pytest.raises(ValueError, match="no track was added"):
         tracks.Accumulator().summary()
+
+
+def straight_track(generator, steps=6, n=200, units=60):
+    """Gaussian points that move along independent Gaussian directions in even steps."""
+    start, way = torch.randn(2, n, units, generator=generator, dtype=torch.float64)
+    return start + torch.linspace(0, 1, steps, dtype=torch.float64)[:, None, None] * way
+
+
+def shuffled(generator, track, scaled=False):
+    """The track in a random gauge."""
+    units = track.shape[2]
+    orders = torch.stack([torch.randperm(units, generator=generator) for _ in track])
+    scales = torch.rand(len(track), units, generator=generator, dtype=torch.float64) * 3 + 0.2
+    return tracks.Gauge(orders, scales if scaled else torch.ones_like(scales)).apply(track)
+
+
+def test_straight_track_with_shuffled_units_comes_back(generator):
+    """LSS 1 before; at norm 1 a straight track bends by a few per cent, no more."""
+    track = straight_track(generator)
+    hidden = shuffled(generator, track)
+    assert tracks.line_shape_score(hidden).mean() > 2
+    found = tracks.align(hidden).track
+    assert tracks.line_shape_score(found).mean() < 1.1
+
+
+def test_straight_track_with_scaled_units_comes_back(generator):
+    """Random positive factors as well: order alone is not enough, order and factors are."""
+    hidden = shuffled(generator, straight_track(generator), scaled=True)
+    assert tracks.line_shape_score(hidden).mean() > 2
+    assert tracks.line_shape_score(tracks.align(hidden).track).mean() > 1.2
+    assert tracks.line_shape_score(tracks.align(hidden, unit_scales=True).track).mean() < 1.15
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("space", [(), (3, 4)])
+def test_one_state_in_many_gauges_is_one_state_again(space, scaled, generator):
+    """All x_l = D_l P_l x: aligned, every state is the first at mean norm 1, in its own order."""
+    x = torch.randn(30, 9, *space, generator=generator, dtype=torch.float64)
+    found = tracks.align(shuffled(generator, x.expand(4, *x.shape), scaled), unit_scales=scaled)
+    torch.testing.assert_close(found.track, found.track[:1].expand_as(found.track), rtol=1e-9, atol=1e-12)
+    assert found.track.flatten(2).norm(dim=-1).mean(1).tolist() == pytest.approx([1.0] * 4, rel=1e-12)
+    assert found.permutations[0].tolist() == list(range(9))
+
+
+def test_aligned_track_does_not_depend_on_the_gauge_it_came_in(generator):
+    """Another order of the units of x_1, x_2, … and another size of each state: the same aligned track."""
+    track = random_track(generator, n=60, d=8)
+    turned = shuffled(generator, track) * torch.tensor([3.0, 1, 7, 0.1, 2, 5]).double()[:, None, None]
+    turned[0] = 3 * track[0]  # x_0 names the units
+    torch.testing.assert_close(tracks.align(turned).track, tracks.align(track).track, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("unit_scales", [False, True])
+def test_assignment_is_the_best_of_all(unit_scales, generator):
+    """Two states of five units: all 120 orders, each with its best positive factors."""
+    from itertools import permutations
+
+    track = torch.randn(2, 12, 5, generator=generator, dtype=torch.float64)
+    a, b = tracks.find_gauge(track, permute=False).apply(track)
+
+    def cost(order):
+        c = b[:, list(order)]
+        factor = ((a * c).sum(0) / c.square().sum(0)).clamp_min(0) if unit_scales else 1
+        return (factor * c - a).square().sum().item()
+
+    best = min(permutations(range(5)), key=cost)
+    assert tuple(tracks.align(track, unit_scales=unit_scales).permutations[1].tolist()) == best
+
+
+def test_gauge_is_fitted_on_the_rows_asked_for_and_applied_to_all(generator):
+    """Slice, index and mask agree; the rows left out do not enter, and change it if they do."""
+    track = random_track(generator, n=20, d=8)
+    mask = torch.arange(20) < 12
+    found = [tracks.align(track, fit) for fit in (slice(12), torch.arange(12), mask, list(range(12)))]
+    for other in found[1:]:
+        torch.testing.assert_close(other.track, found[0].track)
+    alone = tracks.align(track[:, :12])
+    torch.testing.assert_close(found[0].track[:, :12], alone.track)
+    torch.testing.assert_close(alone.apply(track), found[0].track)
+    assert not torch.equal(tracks.align(track).scales, alone.scales)
+
+
+def test_factors_stay_positive(generator):
+    """A unit that runs against its only partner, and one that is 0 everywhere."""
+    x = torch.randn(10, 2, generator=generator, dtype=torch.float64)
+    against = torch.stack([x, torch.stack([-x[:, 0], 0 * x[:, 1]], 1)])
+    assert (tracks.align(against, unit_scales=True).scales > 0).all()
+    assert tracks.align(against, unit_scales=True).track.isfinite().all()
+
+
+def test_scores_in_gauges_are_those_of_the_aligned_tracks(generator):
+    """Fitted on one cloud, scored on another; "raw" is the track itself. Lists of states do as well as a tensor."""
+    fit, track = shuffled(generator, random_track(generator, n=50)).split([30, 20], dim=1)
+    got = tracks.scores_in_gauges(list(fit), list(track))
+    assert list(got) == ["raw", *tracks.GAUGES]
+
+    def mean(states):
+        return tracks.line_shape_score(states).mean().item()
+
+    both = torch.cat([fit, track], 1)
+    assert got["raw"]["lss_mean"] == pytest.approx(mean(track))
+    size = fit.norm(dim=-1).mean(1)[:, None, None]
+    assert got["norm1"]["lss_mean"] == pytest.approx(mean(track / size))
+    assert got["permuted"]["lss_mean"] == pytest.approx(mean(tracks.align(both, slice(30)).track[:, 30:]))
+    assert got["scaled"]["lss_mean"] == pytest.approx(mean(tracks.align(both, slice(30), True).track[:, 30:]))
+    assert len({round(one["lss_mean"], 6) for one in got.values()}) == 4
+
+
+def test_growth_of_a_stream_that_triples():
+    """x_L = 3 x_0: moved by twice its size, whatever lies between."""
+    x = torch.tensor([[3.0, 4], [1, 0]])
+    assert tracks.growth(torch.stack([x, 100 * x, 3 * x])).item() == pytest.approx(2)
+
+
+def test_unit_channels_bring_every_channel_to_mean_square_one(generator):
+    """Over points and places; a channel that is 0 is left."""
+    x = torch.randn(8, 3, 4, 4, generator=generator) * torch.tensor([0.1, 5, 0])[:, None, None]
+    scale = tracks.unit_channels(x)
+    squares = (x * scale[:, None, None]).square().mean((0, 2, 3))
+    assert squares.tolist() == pytest.approx([1, 1, 0], rel=1e-5)
+    assert scale[2] == 1
+
+
+def test_align_refuses_what_has_no_gauge(generator):
+    track = random_track(generator, n=5)
+    with pytest.raises(ValueError, match=r"at least 2 states of at least 1 point.*got \(1, 5, 7\)"):
+        tracks.align(track[:1])
+    with pytest.raises(ValueError, match=r"got \(6, 0, 7\)"):
+        tracks.align(track, slice(0))
+    with pytest.raises(ValueError, match=r"\(states, units\) = \(5, 7\) in a gauge of \(6, 7\)"):
+        tracks.align(track).apply(track[1:])
+    track[2, 3, 0] = math.nan
+    with pytest.raises(ValueError, match="non-finite values"):
+        tracks.align(track)

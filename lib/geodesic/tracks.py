@@ -1,6 +1,7 @@
 """Scores of data tracks: how straight, how evenly spaced and how long is the path of a point through a network?
 
 A track is a tensor (steps, n, ...) of the states x_0 … x_L of n points (steps = L + 1); trailing axes are flattened.
+`align` fixes the order and scale of a plain network's units first, which its function leaves free (`_align`).
 Pure functions score one track in memory; `Accumulator` scores a whole data set batch by batch.
 Used by the chapters on the set-up, weight decay, Theorem 1 and the experiments. Source: arXiv:2102.09235, eqs 9, 35,
 36, 42–44.
@@ -22,6 +23,29 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from geodesic._align import GAUGES, Aligned, Gauge, align, find_gauge, find_gauges, unit_channels
+
+__all__ = [
+    "GAUGES",
+    "Accumulator",
+    "Aligned",
+    "Gauge",
+    "Track",
+    "action",
+    "align",
+    "displacement_squared",
+    "find_gauge",
+    "find_gauges",
+    "growth",
+    "line_shape_ratio",
+    "line_shape_score",
+    "scores_in_gauges",
+    "segment_shares",
+    "theorem1_bound",
+    "track_distance",
+    "unit_channels",
+]
 
 # A point whose whole path is below this many roundings of its largest state has not moved: what is left is noise.
 _ROUNDINGS = 8
@@ -87,6 +111,16 @@ def displacement_squared(track: Float[Tensor, "steps n *state"]) -> Float[Tensor
     Source: paper, text after eq. (9).
     """
     return _measure(track).chord.square().mean()
+
+
+def growth(track: Track) -> Float[Tensor, ""]:
+    """Growth of the stream over a stage, E‖x_L − x_0‖ / E‖x_0‖; infinite if x_0 is 0 at every point.
+
+    Raises:
+        ValueError: for fewer than two states or non-finite values.
+    """
+    geometry = _measure([track[0], track[-1]] if len(track) > 1 else track)
+    return geometry.chord.mean() / geometry.norms[0].mean()
 
 
 def track_distance(
@@ -160,6 +194,29 @@ class Accumulator:
             "step_squared": squares.tolist(),
             "state_squared": points.norms.square().mean(1).tolist(),
         }
+
+
+def scores_in_gauges(
+    fit: Float[Tensor, "steps m *state"] | Sequence[Float[Tensor, "m *state"]], track: Track
+) -> dict[str, dict[str, float | int | list[float] | None]]:
+    """Scores of a plain network's track "raw" and in the gauges "norm1", "permuted" and "scaled" (see `align`).
+
+    Args:
+        fit: track of the points that fix the gauges (training points).
+        track: track of the points that are scored (test points).
+
+    Returns:
+        for each an `Accumulator.summary`. For batches: `find_gauges(fit)`, and an `Accumulator` each.
+
+    Raises:
+        ValueError: see `align`.
+    """
+    found = {}
+    for name, gauge in {"raw": None, **find_gauges(fit)}.items():
+        scores = Accumulator()
+        scores.update(gauge.apply_to_states(track) if gauge else track)
+        found[name] = scores.summary()
+    return found
 
 
 class _Geometry(NamedTuple):
