@@ -123,6 +123,103 @@ def test_refuses_bad_arguments(arguments, message):
         networks.build(**({"network": "resnet"} | arguments))
 
 
+def disturbed(network, dataset, stages=1, norm="none", **sizes):
+    """A network in float64 whose biases, and running statistics where it has them, are those of no fresh one."""
+    generator = torch.Generator().manual_seed(0)
+    net = networks.build(network, dataset, stages, norm=norm, generator=generator, **sizes).double().eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.ndim == 1:
+                p += 0.3 * torch.randn(p.shape, generator=generator)
+        for module in net.modules():
+            if hasattr(module, "running_var"):
+                module.running_mean.normal_(generator=generator)
+                module.running_var.uniform_(0.3, 2, generator=generator)
+    return net, torch.randn(12, *net.arch.in_shape, generator=generator).double()
+
+
+def random_gauges(net, generator):
+    """A random order, and factors over two decades, for every state."""
+    shapes = [(len(stage.blocks) + 1, shape[0]) for stage, shape in zip(net.stages, net.arch.stage_shapes, strict=True)]
+    orders = [torch.stack([torch.randperm(units, generator=generator) for _ in range(n)]) for n, units in shapes]
+    return orders, [10 ** (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) for shape in shapes]
+
+
+@pytest.mark.parametrize("norm", networks.NORMS)
+@pytest.mark.parametrize(
+    ("dataset", "stages", "sizes"),
+    [("digits", 1, {"width": 20}), ("cifar10", 1, {"width": 6, "depth": 3}), ("cifar10", 4, {"width": 4, "depth": 2})],
+)
+def test_a_plain_network_has_one_function_in_all_gauges(dataset, stages, sizes, norm, generator):
+    """Every logit stays, every state is D P x, and the line shape score moves: it is no property of the function."""
+    net, x = disturbed("plain", dataset, stages, norm, **sizes)
+    orders, scales = random_gauges(net, generator)
+    other = networks.regauge(net, orders, scales)
+    torch.testing.assert_close(other(x), net(x), rtol=1e-10, atol=1e-10)
+    for before, after, order, scale in zip(net.tracks(x), other.tracks(x), orders, scales, strict=True):
+        torch.testing.assert_close(after, tracks.Gauge(order, scale).apply(before), rtol=1e-9, atol=1e-9)
+        raw, moved = (tracks.line_shape_score(track) for track in (before, after))
+        assert (moved / raw - 1).abs().mean() > 1e-3  # a small net in one random gauge and another
+    assert not torch.equal(other.stages[0].blocks[0].layer1.weight, net.stages[0].blocks[0].layer1.weight)
+
+
+@pytest.mark.parametrize("norm", networks.NORMS)
+def test_an_aligned_network_has_the_aligned_track(norm):
+    """What `tracks.align` does to states, `regauge` does to weights: float64, through the gauge found."""
+    net, x = disturbed("plain", "digits", norm=norm, width=20)
+    (track,) = net.tracks(x)
+    found = tracks.align(track, unit_scales=True)
+    other = networks.regauge(net, [found.permutations], [found.scales])
+    torch.testing.assert_close(other(x), net(x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(other.tracks(x)[0], found.track, rtol=1e-9, atol=1e-9)
+
+
+def test_scales_alone_take_the_scores_from_one_end_to_the_other():
+    """c_l = M^l: LSR -> 1 and LSS -> L / ‖Σ u_l‖ with u_l = x_l/‖x_l‖; alternating c_l: LSR without bound."""
+    net, x = disturbed("plain", "digits", width=20)
+    (track,) = net.tracks(x)
+    order = torch.arange(20).expand(6, 20)
+
+    def scored(factors):
+        scales = torch.tensor(factors).double()[:, None].expand(6, 20)
+        (turned,) = networks.regauge(net, [order], [scales]).tracks(x)
+        return tracks.line_shape_ratio(turned), tracks.line_shape_score(turned)
+
+    growing, shape = scored([1e4**l for l in range(6)])
+    torch.testing.assert_close(growing, torch.ones(12).double(), rtol=1e-3, atol=0)
+    units = track[1:] / track[1:].norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(shape, 5 / units.sum(0).norm(dim=-1), rtol=1e-3, atol=0)
+    alternating, _ = scored([1.0, 1e4, 1.0, 1e4, 1.0, 1.0])
+    assert alternating.min() > 1e3
+
+
+@pytest.mark.parametrize("network", ["resnet", "radial"])
+def test_identity_maps_leave_one_gauge_a_stage(network, generator):
+    """The same order and factors at every state are another metric, and no more: logits stay. Others are refused."""
+    net, x = disturbed(network, "digits", width=20, norm="batch")
+    (orders,), (scales,) = random_gauges(net, generator)
+    common = [orders[:1].expand(6, 20)], [scales[:1].expand(6, 20)]
+    torch.testing.assert_close(networks.regauge(net, *common)(x), net(x), rtol=1e-10, atol=1e-10)
+    with pytest.raises(ValueError, match="tie the units of all states of a stage together"):
+        networks.regauge(net, [orders], common[1])
+    with pytest.raises(ValueError, match="tie the units of all states of a stage together"):
+        networks.regauge(net, common[0], [scales])
+
+
+def test_regauge_refuses_what_is_no_gauge():
+    net = networks.build("plain", "digits", width=4)
+    order = torch.arange(4).expand(6, 4)
+    with pytest.raises(ValueError, match=r"permutations of shapes \[\(5, 4\)\] for stages of .* \[\(6, 4\)\]"):
+        networks.regauge(net, [order[1:]])
+    with pytest.raises(ValueError, match="does not hold every unit once"):
+        networks.regauge(net, [torch.zeros_like(order)])
+    with pytest.raises(ValueError, match="scales from 0 to 0 must be positive and finite"):
+        networks.regauge(net, [order], [torch.zeros(6, 4)])
+    toy = networks.build("plain", "moons")
+    with pytest.raises(ValueError, match="starts from the input itself"):
+        networks.regauge(toy, [torch.tensor([[1, 0]] * 11)])
+
+
 def test_resume_goes_on_to_the_same_logits(generator):
     """From the middle of a stage, through entries and later stages; from another state it does not."""
     network = networks.build("resnet", "cifar10", 4, width=2, depth=2, generator=generator).eval()

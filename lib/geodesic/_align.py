@@ -59,6 +59,7 @@ class Aligned(Gauge):
     track: Float[Tensor, "steps n units *space"]
 
 
+@torch.no_grad()
 def align(track: Float[Tensor, "steps n units *space"], fit: Rows = None, unit_scales: bool = False) -> Aligned:
     """Bring a plain network's track to a fixed gauge: states of mean norm 1, units matched to the state before.
 
@@ -82,6 +83,7 @@ def align(track: Float[Tensor, "steps n units *space"], fit: Rows = None, unit_s
     return Aligned(gauge.permutations, gauge.scales, gauge.apply(track))
 
 
+@torch.no_grad()
 def find_gauge(
     states: States | Float[Tensor, "steps n units *space"], *, permute: bool = True, unit_scales: bool = False
 ) -> Gauge:

@@ -18,12 +18,14 @@ Used by every chapter that trains; sizes from Table 1 of arXiv:2102.09235.
 | x_l | state | representation after l blocks of a stage |
 """
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -140,6 +142,100 @@ def build(
         raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(NORMS)}")
     arch = architecture(dataset, stages, depth=depth, width=width, in_shape=in_shape, classes=classes)
     return Network(arch, network, norm, generator)
+
+
+def regauge(
+    network: "Network",
+    permutations: Sequence[Int64[Tensor, "_ _"]],
+    scales: Sequence[Float[Tensor, "_ _"]] | None = None,
+) -> "Network":
+    """The same function with its units relabelled and rescaled: every logit stays, every state x_l becomes D_l P_l x_l.
+
+    A positive factor and a permutation pass through a ReLU, so that the weights that read a state can undo what those
+    that write it did: W₁ takes P_lᵀ D_l⁻¹, W₂ takes D_{l+1} P_{l+1}; entries and head follow. With batch normalisation
+    W₁ takes P_lᵀ alone, the running statistics take D_l P_l, and γ what the statistics' ε leaves over (logits stay in
+    evaluation mode; in training to ε). Between identity maps there is one gauge for a whole stage: a residual network
+    takes the same P and D at all its states, a choice of the metric.
+
+    Args:
+        network: plain (any gauge), resnet or radial (one gauge a stage).
+        permutations: per stage P_0 … P_L, (steps, units); unit i of the new state is unit permutations[l, i]
+            of the old one.
+        scales: per stage the positive factors D_0 … D_L, (steps, units); None takes 1. `tracks.align` finds both.
+
+    Returns:
+        a new network; the one given is left as it is.
+
+    Raises:
+        ValueError: for layer-wise gauges of a network with identity maps, gauges of another shape, no permutations,
+            factors that are not positive and finite, or a gauge at the input of a stage without an entry map.
+    Source: the rescaling symmetry of arXiv:1506.02617 and the permutation symmetry of arXiv:2110.06296.
+    """
+    if scales is None:
+        scales = [torch.ones(order.shape) for order in permutations]
+    _check_gauges(network, permutations, scales)
+    new = copy.deepcopy(network)
+    with torch.no_grad():
+        for k, (stage, orders, sizes) in enumerate(zip(new.stages, permutations, scales, strict=True)):
+            gauge = list(zip(orders, sizes, strict=True))
+            if not isinstance(stage.entry, nn.Identity):
+                _write(stage.entry[-1], *gauge[0])
+            for block, before, after in zip(stage.blocks, gauge[:-1], gauge[1:], strict=True):
+                if isinstance(block, Block):
+                    _read(block.norm1, block.layer1, *before)
+                    _write(block.layer2, *after)
+            following = new.stages[k + 1].entry if k + 1 < len(new.stages) else new.head
+            _read(following[0], following[-1], *gauge[-1])
+    return new
+
+
+def _read(norm: nn.Module, layer: nn.Module, order: Int64[Tensor, "units"], scale: Float[Tensor, "units"]) -> None:
+    """Let a normalisation and the layer behind it read D P x as they did x."""
+    device = layer.weight.device
+    order, scale = order.to(device), scale.to(device).double()
+    weight = layer.weight[:, order]
+    if isinstance(norm, nn.Identity):
+        layer.weight.copy_(weight / scale.to(weight).reshape(-1, *[1] * (weight.ndim - 2)))
+        return
+    layer.weight.copy_(weight)
+    variance = norm.running_var[order].double()
+    # (D x − D μ) / √(D² σ² + ε) is not (x − μ) / √(σ² + ε): γ takes the ratio.
+    left = (scale.square() * variance + norm.eps).sqrt() / (scale * (variance + norm.eps).sqrt())
+    norm.weight.copy_(norm.weight[order] * left)
+    norm.bias.copy_(norm.bias[order])
+    norm.running_mean.copy_(norm.running_mean[order] * scale)
+    norm.running_var.copy_(variance * scale.square())
+
+
+def _write(layer: nn.Module, order: Int64[Tensor, "units"], scale: Float[Tensor, "units"]) -> None:
+    """Let a layer give D P x where it gave x."""
+    for values in (layer.weight, layer.bias):
+        if values is not None:
+            scaled = scale.to(values).reshape(-1, *[1] * (values.ndim - 1))
+            values.copy_(values[order.to(values.device)] * scaled)
+
+
+def _check_gauges(network: "Network", permutations: Sequence[Tensor], scales: Sequence[Tensor]) -> None:
+    want = [
+        (len(stage.blocks) + 1, shape[0])
+        for stage, shape in zip(network.stages, network.arch.stage_shapes, strict=True)
+    ]
+    for name, given in (("permutations", permutations), ("scales", scales)):
+        if (got := [tuple(each.shape) for each in given]) != want:
+            raise ValueError(f"{name} of shapes {got} for stages of (states, units) = {want}; pass one a stage")
+    for stage, orders, sizes in zip(network.stages, permutations, scales, strict=True):
+        natural = torch.arange(orders.shape[1], device=orders.device)
+        if not (orders.sort(1).values == natural).all():
+            raise ValueError("a row of permutations does not hold every unit once")
+        if not ((sizes > 0) & sizes.isfinite()).all():
+            raise ValueError(f"scales from {sizes.min():.3g} to {sizes.max():.3g} must be positive and finite")
+        if network.network != "plain" and not ((orders == orders[0]).all() and (sizes == sizes[0]).all()):
+            raise ValueError(
+                f"the identity maps of network={network.network!r} tie the units of all states of a stage together: "
+                "pass the same permutation and scales for each of them"
+            )
+        if isinstance(stage.entry, nn.Identity) and not ((orders[0] == natural).all() and (sizes[0] == 1).all()):
+            raise ValueError("the first stage starts from the input itself: x_0 has no other gauge; pass order and 1")
 
 
 class Network(nn.Module):
