@@ -380,7 +380,12 @@ def _c10(arm: Arm) -> list[Part]:
             at = f" ({theirs:g} for {best:g})" if enough else ""
             who = [f"{network}, K = {k}" for k, network in (mine, other)]
             part = Part(f"{who[0]}: accuracy lost with the best λ of {who[1]}{at}", loss, "above", DIFFER)
-            parts += _outside([part], why)
+            # A λ that one of them lacks may be its best: then no loss on the others says nothing.
+            unlike = any(
+                (r["stages"], r["network"]) in (first, second) for r in arm.rows if r["weight_decay"] not in common
+            )
+            silent = bool(loss) and unlike and statistics.fmean(loss) <= DIFFER
+            parts += _outside([part], why, "as good on the λ in common, but not all λ are" if silent else "")
     return parts
 
 
