@@ -343,16 +343,19 @@ def _c8(arm: Arm) -> list[Part]:
 
 
 def _c9(arm: Arm) -> list[Part]:
+    """In all of space, where every seed has tracks; those drawn in a plane are a few of a few seeds."""
     parts = []
-    for network, value, what in (
-        ("resnet", "plane_lsr", "resnet: ln(length/chord in the plane"),
-        ("plain", "plane_lsr", "plain, raw: ln(length/chord in the plane"),
-        ("plain", "lsr_permuted", "plain, permuted: ln(length/chord in all of space"),
+    for network, value, what, control in (
+        ("resnet", "lsr", "resnet: ln(LSR", False),
+        ("plain", "lsr", "plain, raw: ln(LSR", False),
+        ("plain", "lsr_permuted", "plain, permuted: ln(LSR", False),
+        ("resnet", "plane_lsr", "resnet: ln(length/chord in the plane", True),
+        ("plain", "plane_lsr", "plain, raw: ln(length/chord in the plane", True),
     ):
         ratios = _logs(arm.cells(network, value))
         large = max(_decayed(ratios), default=None)
         fall = _difference(ratios.get(0.0, {}), ratios.get(large, {}))
-        part = Part(f"{what} at λ = 0 / the same{_where(large)})", fall, "above", FALL)
+        part = Part(f"{what} at λ = 0 / the same{_where(large)})", fall, "above", FALL, control=control)
         parts += _outside([part], _regime(arm, network))
     return parts
 

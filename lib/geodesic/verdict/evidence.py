@@ -77,6 +77,7 @@ def _scores(epochs: Sequence[dict[str, Any]], final: dict[str, Any] | None) -> R
     found: Row = {
         "lss_fall": math.log(first / last) if first and last else None,
         "lss": _mean(stage["lss_mean"] for stage in test),
+        "lsr": _mean(stage["lsr_median"] for stage in test),
         "lss_first": test[0]["lss_mean"] if test else None,
         "lss_last": test[-1]["lss_mean"] if test else None,
         "last_share": _mean(_last(stage["segment_shares"]) for stage in test),
