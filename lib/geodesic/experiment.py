@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from geodesic import data, devices, measure, networks, probes, records, training
+from geodesic import data, devices, measure, networks, probes, records, tracks, training
 from geodesic.data import Dataset
 from geodesic.networks import Network
 from geodesic.settings import Settings
