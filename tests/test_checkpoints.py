@@ -146,6 +146,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch)
 
     dataset = data.load("digits").take(128, 64)
     monkeypatch.setattr(store, "write", full)
+    monkeypatch.setattr(training, "_SAVE_EVERY", -1)  # after every epoch
     net = networks.build("resnet", "digits", width=8, depth=1, generator=torch.Generator().manual_seed(0))
     recipe = training.Recipe(epochs=2, batch_size=64)
     with pytest.warns(store.Note, match="no checkpoint after epoch 1: .*a.safetensors: No space left on device"):
@@ -163,8 +164,9 @@ def test_without_a_path_nothing_is_done(tmp_path):
         assert checkpoints.restore(tmp_path / "none.safetensors", network(), torch.Generator(), IDENTITY) is None
 
 
-def test_a_run_whose_points_changed_begins_again(tmp_path):
+def test_a_run_whose_points_changed_begins_again(tmp_path, monkeypatch):
     """Trained for an epoch of two on some points, then continued on others under the same name: as if begun there."""
+    monkeypatch.setattr(training, "_SAVE_EVERY", -1)  # after every epoch
     dataset = data.load("digits").take(128, 64)
     other = dataclasses.replace(dataset, x_train=-dataset.x_train, fingerprint="another")
     recipe = training.Recipe(epochs=2, batch_size=64)

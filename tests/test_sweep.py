@@ -646,7 +646,9 @@ def test_after_a_power_cut_a_run_continues_from_its_last_epoch(digits, tmp_path)
 WAITING = """
 import time
 from pathlib import Path
-from geodesic import checkpoints
+from geodesic import checkpoints, training
+
+training._SAVE_EVERY = -1
 
 def save(path, network, optimiser, generator, progress, identity, _save=checkpoints.save):
     _save(path, network, optimiser, generator, progress, identity)
