@@ -404,3 +404,9 @@ def test_committed_records_are_whole():
     for folder in folders:
         for one in records.load(folder):
             assert (folder / f"{records.name(one['settings'])}.json").exists()
+
+
+def test_committed_records_stay_small():
+    """The whole tree travels to a bare machine; `cifar-cpu` is to leave and does not count."""
+    files = [path for path in records.RESULTS.rglob("*.json") if path.parent.name != "cifar-cpu"]
+    assert sum(path.stat().st_size for path in files) <= 12 * 2**20
