@@ -646,18 +646,18 @@ def test_after_a_power_cut_a_run_continues_from_its_last_epoch(digits, tmp_path)
 WAITING = """
 import time
 from pathlib import Path
-from geodesic import checkpoints, training
+from geodesic import checkpoints as states, training  # `checkpoints` is a parameter of the notebook
 
 training._SAVE_EVERY = -1
 
-def save(path, network, optimiser, generator, progress, identity, _save=checkpoints.save):
+def save(path, network, optimiser, generator, progress, identity, _save=states.save):
     _save(path, network, optimiser, generator, progress, identity)
     if progress.epoch == 2:
         path.with_suffix(".waiting").touch()
         while not Path({gate!r}).exists():
             time.sleep(0.02)
 
-checkpoints.save = save
+states.save = save
 """
 
 
