@@ -1,5 +1,7 @@
 """The exact planar solver against closed forms, finite differences and counting."""
 
+from math import inf, nan
+
 import pytest
 import torch
 from geodesic.semidiscrete import plane
@@ -93,3 +95,38 @@ def test_transport_cost_to_the_centre_is_a_sixth():
 def test_no_iterations_raise_with_the_error_reached(atoms):
     with pytest.raises(RuntimeError, match=r"relative error of .* in 0 steps"):
         plane.solve(atoms, max_iterations=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": [0.5, nan, 0.5]}, "1 of 3 weights are not finite"),
+        ({"weights": [0.5, 0.5]}, "2 weights for 3 points"),
+        ({"weights": [0.5, 0.6, -0.1]}, "point 2 has weight -0.1"),
+        ({"weights": [0.5, 0.5, 0.5]}, "the weights sum to 1.5"),
+        ({"points": [[0.0, 1.0], [inf, 0.0], [1.0, 1.0]]}, "1 of 3 points are not finite"),
+        ({"points": [[0.0, 1.0], [0.0, 1.0], [1.0, 1.0]]}, "1 of 3 points repeat another"),
+        ({"points": [[0.0, 1.0, 2.0]] * 3}, r"points have shape \(3, 3\); the plane takes \(n, 2\)"),
+        ({"tol": nan}, "tol is nan"),
+    ],
+)
+def test_bad_input_is_refused(change, message, atoms):
+    arguments = {"points": atoms[:3], **change}
+    arguments = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    with pytest.raises(ValueError, match=message):
+        plane.solve(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("heights", "message"),
+    [([0.0, nan, 1.0], "1 of 3 heights are not finite"), ([0.0, 1.0], "2 heights for 3 points")],
+)
+def test_bad_heights_are_refused(heights, message, atoms):
+    with pytest.raises(ValueError, match=message):
+        plane.diagram(atoms[:3], torch.tensor(heights))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16])
+def test_integer_and_half_points_are_taken(dtype):
+    points = torch.tensor([[0, 1], [3, 0], [2, 5], [7, 7]])
+    assert (plane.solve(points.to(dtype)).heights == plane.solve(points.double()).heights).all()

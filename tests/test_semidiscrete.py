@@ -280,7 +280,7 @@ def test_quasi_random_points_have_the_law_of_the_source(generator):
     ("change", "message"),
     [
         ({"points": torch.ones(3, 2)}, "2 of 3 points repeat another"),
-        ({"points": torch.tensor([[0.0, math.nan], [1.0, 2.0]])}, "1 points are not finite"),
+        ({"points": torch.tensor([[0.0, math.nan], [1.0, 2.0]])}, "1 of 2 points are not finite"),
         ({"weights": torch.tensor([0.5, 0.6, 0.1])}, "the weights sum to 1.2"),
         ({"weights": torch.tensor([-0.2, 0.6, 0.6])}, r"point 0 has weight -0.2: its cell must be empty"),
         ({"weights": torch.tensor([0.0, 0.5, 0.5])}, r"point 0 has weight 0: its cell must be empty"),
@@ -289,12 +289,95 @@ def test_quasi_random_points_have_the_law_of_the_source(generator):
         ({"tol": 2.0}, "tol is 2.0"),
         ({"tol": 0.001, "max_samples": 1000}, "the test alone takes about"),
         ({"start": torch.zeros(2)}, "start has 2 heights for 3 points"),
+        ({"start": torch.tensor([0.0, math.nan, 1.0])}, "1 of 3 heights of start are not finite"),
+        ({"start": torch.tensor([0.0, math.inf, 1.0])}, "1 of 3 heights of start are not finite"),
+        ({"weights": torch.tensor([0.5, math.nan, 0.5])}, "1 of 3 weights are not finite"),
+        ({"weights": torch.tensor([0.5, math.inf, 0.5])}, "1 of 3 weights are not finite"),
+        ({"weights": torch.tensor([math.nan] * 3)}, "3 of 3 weights are not finite"),
+        ({"points": torch.tensor([[2**53 + 1, 0], [1, 2]])}, r"points reach 9007199254740993, beyond 2\*\*53"),
+        ({"points": torch.zeros(0, 2)}, "no points"),
+        ({"points": torch.eye(2, 21202)}, "dimension 21202 is above 21201"),
+        ({"tol": math.nan}, "tol is nan"),
     ],
 )
 def test_bad_input_is_refused(change, message, generator):
     arguments = {"points": torch.randn(3, 2, generator=generator), **change}
     with pytest.raises(ValueError, match=message):
         semidiscrete.solve(**arguments)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("method", ["cell", "transport", "value", "energy", "fold_angle", "facet", "extend"])
+def test_points_of_the_source_that_are_not_finite_are_refused(clusters, method, bad):
+    x = torch.zeros(4, 2, dtype=torch.float64)
+    x[1, 1] = bad
+    with pytest.raises(ValueError, match="1 of 4 points of the source are not finite"):
+        getattr(clusters, method)(x)
+
+
+@pytest.mark.parametrize("change", [{"bandwidth": math.nan}, {"bandwidth": -1.0}, {"angle": math.nan}])
+def test_blending_by_no_number_is_refused(clusters, noise, change):
+    with pytest.raises(ValueError, match=rf"{next(iter(change))} is (nan|-1.0); it is "):
+        clusters.extend(noise, **change)
+
+
+@pytest.mark.parametrize(("n", "d", "source", "message"), [
+    (5, 2, "gauss", "source is 'gauss'; use \"cube\" or \"normal\""),
+    (0, 2, "cube", "0 points in dimension 2"),
+    (5, 0, "cube", "5 points in dimension 0"),
+    (5, 21202, "normal", "dimension 21202 is above 21201"),
+])  # fmt: skip
+def test_draws_of_nothing_known_are_refused(n, d, source, message):
+    with pytest.raises(ValueError, match=message):
+        semidiscrete.draw(n, d, source)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float16, torch.bfloat16])
+def test_integer_and_half_points_are_taken(dtype):
+    """Small integers are exact in every type: the solution is that of the wider one, whose type it has."""
+    points = torch.tensor([[0, 1], [3, 0], [2, 5], [7, 7]])
+    wide = torch.float32 if dtype.is_floating_point else torch.float64
+    found, want = (
+        semidiscrete.solve(points.to(t), tol=0.02, generator=torch.Generator().manual_seed(0)) for t in (dtype, wide)
+    )
+    assert found.points.dtype == found.heights.dtype == wide
+    assert (found.heights == want.heights).all()
+    assert (found.cell(points.to(dtype)) == want.cell(points.to(wide))).all()
+
+
+def test_complex_points_are_refused():
+    with pytest.raises(TypeError):
+        semidiscrete.solve(torch.ones(3, 2, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [
+    (torch.float32, 2.0**100), (torch.float32, 2.0**-100), (torch.float32, 2.0**126),
+    (torch.float64, 2.0**900), (torch.float64, 2.0**-900),
+])  # fmt: skip
+def test_points_of_any_size_have_the_same_cells(dtype, size, generator):
+    """A power of two rounds nothing, so the heights are scaled by it, bit for bit."""
+    points = torch.rand(30, 3, dtype=dtype, generator=generator)
+    one, other = (semidiscrete.solve(p, generator=torch.Generator().manual_seed(1)) for p in (points, points * size))
+    assert (other.heights == one.heights * size).all()
+    x = torch.rand(50, 3, dtype=dtype, generator=generator)
+    torch.testing.assert_close(other.facet(x)[2], one.facet(x)[2])
+    assert (other.cell(x) == one.cell(x)).all()
+
+
+def test_few_points_of_high_dimension_cost_no_matrix_of_it(monkeypatch):
+    """Three points in dimension 5000: nothing of size d × d is decomposed, and the heights are those of the formula.
+
+    Oracle: the same points turned into the plane that they span; the Gaussian map does not see the rotation.
+    """
+    points = torch.randn(3, 5000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    frame = _samples.Frame.of(points, "normal")
+    eigh, sizes = torch.linalg.eigh, []
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: sizes.append(len(matrix)) or eigh(matrix))
+    high = _starts.gaussian(frame)
+    turned = frame.atoms @ torch.linalg.svd(frame.atoms, full_matrices=False).Vh[:2].T
+    low = _starts.gaussian(_samples.Frame(turned, 1.0, "normal"))
+    torch.testing.assert_close(high, low, rtol=1e-10, atol=1e-8)
+    assert max(sizes, default=0) <= 3
 
 
 def test_wrong_dimension_is_refused(clusters):

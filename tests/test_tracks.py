@@ -50,6 +50,75 @@ def test_circle_arc(score, angle):
     torch.testing.assert_close(score(track).item(), want)
 
 
+@pytest.mark.parametrize("score", [*SCORES, tracks.segment_shares])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_of_finite_states_of_any_size(score, dtype, generator):
+    """Powers of two over the range of the type, up to near its end: the same bits, though squares leave the range."""
+    finfo = torch.finfo(dtype)
+    track = random_track(generator, dtype=dtype)
+    track /= 1.001 * track.abs().max()  # the largest entry just below 1
+    want = score(track)
+    for power in range(math.frexp(finfo.tiny)[1] + 30, math.frexp(finfo.max)[1], 7):
+        size = torch.tensor(2.0**power, dtype=dtype)
+        torch.testing.assert_close(score(track * size), want, rtol=0, atol=8 * finfo.eps)
+
+
+@pytest.mark.parametrize("size", [3e19, 1e-25, 3e38, 1e-36])
+def test_large_and_small_float32_states_are_scored(size, generator):
+    """Beside points of usual size; the action, whose square no float32 holds, is that of the same states in float64."""
+    track = random_track(generator, dtype=torch.float32)
+    track /= track.abs().max()
+    track[:, ::2] *= size
+    accumulator, double = tracks.Accumulator(), tracks.Accumulator()
+    accumulator.update(track)
+    double.update(track.double())
+    for key, value in double.summary().items():
+        assert accumulator.summary()[key] == pytest.approx(value, rel=1e-5), key
+    torch.testing.assert_close(tracks.action(track), tracks.action(track.double()), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        tracks.displacement_squared(track), tracks.displacement_squared(track.double()), rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("length", [1e-15, 1e-19, 1e-22, 1e-30])
+def test_a_very_short_segment_has_its_direction(length):
+    """Two segments at a right angle, the second where the coordinate is zero and so holds it exactly: LSS is √2."""
+    track = torch.zeros(3, 2, 5)
+    track[1:, :, 0] = 1
+    track[2, :, 1:] = length
+    torch.testing.assert_close(tracks.line_shape_score(track), torch.full((2,), math.sqrt(2)))
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 60.0, 1e4])
+@pytest.mark.parametrize("d", [1, 1000])
+def test_zigzags_of_half_precision_score_three(score, dtype, size, d):
+    """Forth, back and forth along one line: the path is three times its chord, whatever its length and direction."""
+    place = torch.tensor([0.0, size, 0, size], dtype=dtype)
+    track = place[:, None, None] * torch.ones(1, 5, d, dtype=dtype)
+    torch.testing.assert_close(score(track), torch.full((5,), 3.0))
+
+
+def test_rounding_of_half_precision_is_no_motion():
+    """States of 1000 that differ by one rounding of float16, half a unit, in one of a hundred coordinates."""
+    track = torch.full((3, 4, 100), 1000.0, dtype=torch.float16)
+    track[1:, :, 0] += 0.5
+    with pytest.raises(ValueError, match="4 of 4 points never move"):
+        tracks.line_shape_score(track)
+
+
+@pytest.mark.parametrize("size", [3e19, 1e-25, 1.0])
+def test_distances_of_any_size(size):
+    """Two parallel tracks at distance √2; a bound of two equal distances is that over √2."""
+    a, b = torch.zeros(3, 2, 2), torch.full((3, 2, 2), size)
+    torch.testing.assert_close(tracks.track_distance(a, b) / size, torch.full((2,), math.sqrt(2)))
+    distance = torch.full((2,), size)
+    torch.testing.assert_close(tracks.theorem1_bound(distance, distance) / size, torch.full((2,), 0.5).sqrt())
+    assert (tracks.theorem1_bound(distance, 0 * distance) == 0).all()
+    assert (tracks.theorem1_bound(0 * distance, 0 * distance) == 0).all()
+
+
 def test_there_and_back_is_infinite():
     """Two opposite unit vectors sum to zero."""
     track = torch.tensor([0.0, 1, 0]).double()[:, None, None]

@@ -5,22 +5,29 @@ class names and a fingerprint of the raw bytes that travels into every record. N
 Used by every chapter that trains.
 """
 
+import gzip
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
+import tarfile
+import tempfile
+import warnings
+import zlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from jaxtyping import Float, Int64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+
+from geodesic._image_folder import Listing
 
 TOYS = ("moons", "circles", "spirals")
 NAMES = ("digits", "mnist", "cifar10", "cifar100", *TOYS, "folder:PATH")
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,15 @@ class Dataset:
     classes: tuple[str, ...]
     fingerprint: str  # of the raw values and labels, before normalisation: equal iff the data are equal
     source: str  # where the data came from, for people
+
+    def __post_init__(self) -> None:
+        """Refuse what no network can learn from, before one is trained on it.
+
+        Raises:
+            ValueError: for a set with a value that is not finite.
+        """
+        for part, x in (("training", self.x_train), ("test", self.x_test)):
+            _require_finite(x, f"data set {self.name!r}: {{}} of {len(x)} {part} points")
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -76,18 +92,26 @@ def load(
     Args:
         name: "digits" (bundled with scikit-learn), "mnist", "cifar10", "cifar100" (torchvision's layout), "moons",
             "circles", "spirals" (planar clouds), or "folder:PATH" with PATH/train/<class>/* and PATH/test/<class>/*.
-            A relative PATH is looked for in root first: records then name the folder, not the machine.
+            A relative PATH is looked for in root first: records then name the folder, not the machine. Images are
+            read as RGB, upright by their EXIF orientation and, where transparent, on white (as the transparency alone
+            if nothing else is in them); grey images of more than 8 bits keep their values. Hidden files and folders
+            are no part of the set. The decoded arrays are kept in $GEODESIC_CACHE, else ~/.cache/geodesic, under a
+            digest of the files' contents.
         root: folder of MNIST, CIFAR and relative image folders; None takes $GEODESIC_DATA, else ./data.
         device: where the tensors go.
         download: fetch MNIST or CIFAR from their public addresses if they are not in root.
 
     Raises:
-        ValueError: for an unknown name, or files that are truncated, unreadable or mislabelled (the path is named).
+        ValueError: for an unknown name, files that are truncated, unreadable or mislabelled (the path is named), a
+            wrong checksum (MNIST, CIFAR), or values that are not finite.
         FileNotFoundError: if the data are not there.
+        OSError: if they cannot be fetched or written.
     """
     root = Path(root or os.environ.get("GEODESIC_DATA") or "data")
     if name == "digits":
         raw = _digits()
+    elif name == "mnist":
+        raw = _mnist(root, download)
     elif name in _TORCHVISION:
         raw = _torchvision(name, root, download)
     elif name in TOYS:
@@ -113,9 +137,15 @@ class _Raw:
 
     def dataset(self, name: str, device: str | torch.device) -> Dataset:
         x_train, x_test = self.x_train.to(device).float(), self.x_test.to(device).float()
+        for part, x in (("training", x_train), ("test", x_test)):
+            _require_finite(x, f"data set {name!r}: {{}} of {len(x)} {part} points")
         # One mean and deviation per channel; a cloud's coordinates are its channels.
         axes = [axis for axis in range(x_train.ndim) if axis != 1]
         mean, sd = x_train.mean(axes, keepdim=True), x_train.std(axes, keepdim=True)
+        constant = x_train.amin(axes, keepdim=True) == x_train.amax(axes, keepdim=True)
+        if constant.any():  # zero in training, for there is nothing to learn; in the units of the others in the test
+            mean = x_train[:1].amax(axes, keepdim=True).where(constant, mean)
+            sd = sd.where(~constant, 1.0 if constant.all() else sd[~constant].max())
         return Dataset(
             name,
             x_train.sub_(mean).div_(sd),
@@ -123,16 +153,23 @@ class _Raw:
             x_test.sub_(mean).div_(sd),
             self.y_test.to(device),
             self.classes,
-            self.fingerprint(),
+            self.fingerprint,
             self.source,
         )
 
+    @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for part in (self.x_train, self.y_train, self.x_test, self.y_test):
             digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()[:16]
+
+
+def _require_finite(x: Float[Tensor, "n *shape"], place: str) -> None:
+    """One sum says whether anything is wrong, short of an overflow; only then is every number looked at."""
+    if not x.sum().isfinite() and (bad := int((~x.flatten(1).isfinite()).any(1).sum())):
+        raise ValueError(f"{place.format(bad)} hold values that are not finite; mend or remove them")
 
 
 def _digits() -> _Raw:
@@ -148,46 +185,85 @@ def _digits() -> _Raw:
 
 def _toy(name: str, n_train: int = 2000, n_test: int = 1000) -> _Raw:
     """Two planar classes with Gaussian noise 0.1, the same points on every machine."""
-    from sklearn.datasets import make_circles, make_moons
-
     n = n_train + n_test
-    if name == "moons":
-        points, labels = make_moons(n, noise=0.1, random_state=0)
-    elif name == "circles":
-        points, labels = make_circles(n, noise=0.1, factor=0.4, random_state=0)
-    else:
+    if name == "spirals":
         rng = np.random.default_rng(0)
         labels = rng.integers(0, 2, n)
         angle = 3 * np.pi * np.sqrt(rng.random(n))
         points = angle[:, None] * np.stack([np.cos(angle + np.pi * labels), np.sin(angle + np.pi * labels)], 1) / np.pi
         points += 0.1 * rng.standard_normal(points.shape)
+    else:  # the points of scikit-learn's make_moons and make_circles(factor=0.4), drawn as they draw them
+        angle = np.linspace(0, np.pi, n // 2) if name == "moons" else np.linspace(0, 2 * np.pi, n // 2, endpoint=False)
+        outer = np.stack([np.cos(angle), np.sin(angle)], 1)
+        inner = np.array([1, 0.5]) - outer if name == "moons" else 0.4 * outer
+        rng = np.random.RandomState(0)  # their stream
+        order = np.arange(n)
+        rng.shuffle(order)
+        points, labels = np.concatenate([outer, inner])[order], np.repeat([0, 1], n // 2)[order]
+        points += rng.normal(scale=0.1, size=points.shape)
     x, y = torch.from_numpy(points).float(), torch.from_numpy(labels.astype(np.int64))
     return _Raw(x[:n_train], y[:n_train], x[n_train:], y[n_train:], ("0", "1"), f"generated {name}")
 
 
+# The four files of MNIST, the bytes of their headers and the MD5 of each.
+_MNIST = {
+    "train-images-idx3-ubyte": (16, "6bbc9ace898e44ae57da46a324031adb"),
+    "train-labels-idx1-ubyte": (8, "a25bea736e30d166cdddb491f175f624"),
+    "t10k-images-idx3-ubyte": (16, "2646ac647ad5339dbf082846283269ea"),
+    "t10k-labels-idx1-ubyte": (8, "27ae3e4e09519cfbb04c329615203637"),
+}
+
+
+def _mnist(root: Path, download: bool) -> _Raw:
+    """MNIST's own files, plain or zipped, in torchvision's place for them; torchvision is asked only to fetch them."""
+    raw = root / "MNIST" / "raw"
+    found = {name: _mnist_file(raw / name) for name in _MNIST}
+    absent = [name for name, values in found.items() if values is None]
+    if absent and download:
+        _read_torchvision("MNIST", root, True, True)
+        return _mnist(root, False)
+    if absent:
+        raise FileNotFoundError(
+            f"no intact MNIST under {root.absolute()}; set GEODESIC_DATA or root to the folder that holds it, "
+            f"or pass download=True ({', '.join(absent)} not found in MNIST/raw)"
+        )
+    images, labels, test_images, test_labels = (torch.from_numpy(values) for values in found.values())
+    return _Raw(
+        images.view(-1, 1, 28, 28), labels.long(), test_images.view(-1, 1, 28, 28), test_labels.long(),
+        tuple("0123456789"), "MNIST, original files",
+    )  # fmt: skip
+
+
+def _mnist_file(path: Path) -> np.ndarray | None:
+    """The bytes behind the header of one file, or None if it is not there."""
+    header, md5 = _MNIST[path.name]
+    zipped = path.with_name(f"{path.name}.gz")
+    try:
+        content = path.read_bytes() if path.exists() or not zipped.exists() else gzip.decompress(zipped.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"MNIST under {path.parent} is damaged ({path.name}: {error}); replace the file") from error
+    if (seen := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
+        raise ValueError(
+            f"MNIST under {path.parent} is damaged: {path.name} has {len(content)} bytes with MD5 {seen}, not {md5}; "
+            "remove the file and download it again"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).copy()
+
+
 # torchvision's class, and the sizes of its training and test sets.
 _TORCHVISION = {
-    "mnist": ("MNIST", 60_000, 10_000),
     "cifar10": ("CIFAR10", 50_000, 10_000),
     "cifar100": ("CIFAR100", 50_000, 10_000),
 }
 
 
 def _torchvision(name: str, root: Path, download: bool) -> _Raw:
-    import torchvision
-
     kind, *sizes = _TORCHVISION[name]
     parts = []
     for train, size in zip((True, False), sizes, strict=True):
-        try:
-            parts.append(getattr(torchvision.datasets, kind)(root, train=train, download=download))
-        except (RuntimeError, ValueError, TypeError, EOFError, OSError) as error:
-            if "not found" in str(error):  # torchvision's words for a missing file or a wrong checksum
-                raise FileNotFoundError(
-                    f"no intact {kind} under {root.absolute()}; set GEODESIC_DATA or root to the folder that holds it, "
-                    f"or pass download=True ({error})"
-                ) from error
-            raise ValueError(f"{kind} under {root.absolute()} is damaged ({error}); download it again") from error
+        parts.append(_read_torchvision(kind, root, train, download))
         if len(parts[-1].data) != size or len(parts[-1].targets) != size:
             raise ValueError(
                 f"{kind} under {root.absolute()} holds {len(parts[-1].data)} points, not {size}; download it again"
@@ -198,72 +274,56 @@ def _torchvision(name: str, root: Path, download: bool) -> _Raw:
     return _Raw(images[0], labels[0], images[1], labels[1], tuple(parts[0].classes), f"torchvision {kind}")
 
 
+def _read_torchvision(kind: str, root: Path, train: bool, download: bool) -> Any:
+    """One part of a set of torchvision's, fetched first if asked for."""
+    import torchvision
+
+    place = f"{kind} under {root.absolute()}"
+    try:
+        return getattr(torchvision.datasets, kind)(root, train=train, download=download)
+    except (RuntimeError, ValueError, TypeError, EOFError, OSError, tarfile.TarError) as error:
+        if "not found" in str(error):  # torchvision's words for a missing file or a wrong checksum
+            raise FileNotFoundError(
+                f"no intact {place}; set GEODESIC_DATA or root to the folder that holds it, "
+                f"or pass download=True ({error})"
+            ) from error
+        if isinstance(error, OSError) or download:  # a full disk, a folder without rights, a network that is down
+            raise OSError(f"{place} cannot be {'fetched' if download else 'read'} ({error})") from error
+        raise ValueError(f"{place} is damaged ({error}); download it again") from error
+
+
 def _folder(path: Path) -> _Raw:
-    """Decode an image folder once, in parallel, and keep the arrays in the user's cache."""
-    files = {part: _list_images(path / part) for part in ("train", "test")}
-    if files["train"].keys() != files["test"].keys():
-        odd = sorted(files["train"].keys() ^ files["test"].keys())
-        raise ValueError(f"{path}: class folders differ between train and test: {', '.join(odd)}; give both the same")
-    cached = _cache_folder() / f"{_listing_digest(path, files)}.safetensors"
-    try:
-        arrays = load_file(cached)
-    except (FileNotFoundError, SafetensorError):
-        arrays = {f"{what}_{part}": array for part in files for what, array in _decode(files[part]).items()}
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        partial = cached.with_suffix(f".{os.getpid()}.partial")
-        save_file(arrays, partial)
-        os.replace(partial, cached)
-    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
-        raise ValueError(f"{path}: training images are {tuple(arrays['x_train'].shape[1:])}, test images "
-                         f"{tuple(arrays['x_test'].shape[1:])}; resize them to one size")  # fmt: skip
-    return _Raw(**arrays, classes=tuple(files["train"]), source=f"image folder {path.name}")
+    """An image folder, decoded once; its arrays are kept in the user's cache under the digest of the files."""
+    listing = Listing.of(path)
 
-
-def _list_images(folder: Path) -> dict[str, list[Path]]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; an image folder needs train/<class>/* and test/<class>/*")
-    classes = {}
-    for sub in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
-        classes[sub.name] = sorted(file for file in sub.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
-        if not classes[sub.name]:
-            raise ValueError(f"{sub} holds no image ({', '.join(sorted(_IMAGE_SUFFIXES))}); fill it or remove it")
-    if len(classes) < 2:
-        raise ValueError(f"{folder} holds {len(classes)} class folder(s); a classifier needs at least 2")
-    return classes
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("GEODESIC_CACHE") or Path.home() / ".cache" / "geodesic")
-
-
-def _listing_digest(path: Path, files: dict[str, dict[str, list[Path]]]) -> str:
-    """Changes whenever a file is added, removed, renamed or rewritten."""
-    digest = hashlib.sha256()
-    for classes in files.values():
-        for images in classes.values():
-            for image in images:
-                stat = image.stat()
-                digest.update(f"{image.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:32]
-
-
-def _decode(classes: dict[str, list[Path]]) -> dict[str, Tensor]:
-    """Images in an order that mixes the classes, the same on every machine, so that nested subsets are fair."""
-    files = [(file, label) for label, images in enumerate(classes.values()) for file in images]
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
-    with ThreadPoolExecutor() as pool:  # PIL releases the interpreter lock while it decodes
-        images = list(pool.map(_read_image, [files[i][0] for i in order]))
-    for i, image in zip(order, images, strict=True):
-        if image.shape != images[0].shape:
-            raise ValueError(f"{files[i][0]} is {tuple(image.shape)}, others are {tuple(images[0].shape)}; resize it")
-    return {"x": torch.stack(images), "y": torch.tensor([files[i][1] for i in order])}
-
-
-def _read_image(path: Path) -> UInt8[Tensor, "3 height width"]:
-    from PIL import Image
+    def raw(arrays: dict[str, Tensor]) -> _Raw:
+        return _Raw(**arrays, classes=listing.classes, source=f"image folder {path.name}")
 
     try:
-        with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-    except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for some broken PNGs
-        raise ValueError(f"cannot read image {path} ({error}); replace or remove it") from error
+        with safe_open(_cached(listing.digest()), "pt") as file:
+            found = raw({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a dict)
+            if file.metadata() == {"fingerprint": found.fingerprint}:
+                return found
+    except (OSError, RuntimeError, TypeError, SafetensorError):  # nothing kept, or nothing that can be used
+        pass
+    digest, arrays = listing.decode()
+    found = raw(arrays)
+    try:
+        _keep(arrays, {"fingerprint": found.fingerprint}, _cached(digest))
+    except (OSError, RuntimeError, SafetensorError) as error:  # without rights, full, or no home folder at all
+        warnings.warn(f"the decoded images of {path} are not kept ({error}); set GEODESIC_CACHE", stacklevel=3)
+    return found
+
+
+def _cached(digest: str) -> Path:
+    folder = os.environ.get("GEODESIC_CACHE")
+    return (Path(folder) if folder else Path.home() / ".cache" / "geodesic") / f"{digest}.safetensors"
+
+
+def _keep(arrays: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    """Write all or nothing, beside others who may write the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+        partial = Path(folder) / path.name
+        save_file(arrays, partial, metadata)
+        os.replace(partial, path)

@@ -16,6 +16,7 @@ Used by the chapters on the set-up, weight decay, Theorem 1 and the experiments.
 | a, b | a, b | distance of a pair of tracks at their starts and at their ends |
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -95,7 +96,7 @@ def segment_shares(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, "lay
 
 
 def action(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, ""]:
-    """Discrete kinetic action A = L · mean over points of Σ_l ‖x_{l+1} − x_l‖².
+    """Discrete kinetic action A = L · mean over points of Σ_l ‖x_{l+1} − x_l‖², in float64.
 
     A ≥ `displacement_squared` ≥ W₂²: equality on the left iff every track is straight with equal steps.
 
@@ -103,18 +104,18 @@ def action(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, ""]:
         ValueError: for fewer than two states or non-finite values.
     Source: paper eq. (9).
     """
-    lengths = _measure(track).lengths
+    lengths = _measure(track).doubled().lengths
     return len(lengths) * lengths.square().sum(0).mean()
 
 
 def displacement_squared(track: Float[Tensor, "steps n *state"]) -> Float[Tensor, ""]:
-    """Mean over points of ‖x_L − x_0‖²: the cost of the network's own pairing of input and output.
+    """Mean over points of ‖x_L − x_0‖²: the cost of the network's own pairing of input and output, in float64.
 
     Raises:
         ValueError: for fewer than two states or non-finite values.
     Source: paper, text after eq. (9).
     """
-    return _measure(track).chord.square().mean()
+    return _measure(track).doubled().chord.square().mean()
 
 
 def growth(track: Track) -> Float[Tensor, ""]:
@@ -137,7 +138,8 @@ def track_distance(
     Source: paper Definition 3, eq. (35).
     """
     a, b = (_require_finite(track.flatten(2)) for track in map(_require_steps, (track_a, track_b)))
-    return (a - b).norm(dim=-1).amin(0)
+    scale = _power_below(torch.maximum(_largest(a).amax(0), _largest(b).amax(0)))
+    return (a / scale[:, None] - b / scale[:, None]).norm(dim=-1).amin(0) * scale
 
 
 def theorem1_bound(a: Float[Tensor, "*pairs"], b: Float[Tensor, "*pairs"]) -> Float[Tensor, "*pairs"]:
@@ -158,7 +160,8 @@ def theorem1_bound(a: Float[Tensor, "*pairs"], b: Float[Tensor, "*pairs"]) -> Fl
         raise ValueError(
             f"{bad} of {a.numel()} pairs have a negative or undefined distance; pass norms, not differences"
         )
-    return a * b / (a.square() + b.square()).sqrt().clamp_min(torch.finfo(a.dtype).tiny)
+    low, high = torch.minimum(a, b), torch.maximum(a, b)
+    return low / (low / high.where(high > 0, 1)).square().add(1).sqrt()  # no square leaves the range of the type
 
 
 class Accumulator:
@@ -184,7 +187,7 @@ class Accumulator:
         """
         if not self._batches:
             raise ValueError("no track was added; call update(track) at least once")
-        points = _Geometry(*(part.double() for part in _join(self._batches)))
+        points = _join(self._batches).doubled()
         moving = points.only(points.moves)
         squares = points.lengths.square().mean(1)
         return {
@@ -224,13 +227,14 @@ def scores_in_gauges(
 
 
 class _Geometry(NamedTuple):
-    """What the scores need of the tracks of n points."""
+    """What the scores need of the tracks of n points, each in units of its own `scale`."""
 
     lengths: Float[Tensor, "layers n"]  # ‖x_{l+1} − x_l‖
     chord: Float[Tensor, "n"]  # ‖x_L − x_0‖
     resultant: Float[Tensor, "n"]  # ‖Σ u_l‖
     norms: Float[Tensor, "steps n"]  # ‖x_l‖
     floor: Float[Tensor, "n"]  # length below which a track is rounding noise
+    scale: Float[Tensor, "n"]
 
     @property
     def moves(self) -> Bool[Tensor, "n"]:
@@ -247,6 +251,11 @@ class _Geometry(NamedTuple):
     @property
     def shares(self) -> Float[Tensor, "layers n"]:
         return self.lengths / self.lengths.sum(0)
+
+    def doubled(self) -> "_Geometry":
+        """In float64 and the units of the states: there the squares of float32 lengths have room."""
+        lengths, chord, resultant, norms, floor, scale = (part.double() for part in self)
+        return _Geometry(lengths * scale, chord * scale, resultant, norms * scale, floor * scale, scale / scale)
 
     def only(self, keep: Bool[Tensor, "n"]) -> "_Geometry":
         return _Geometry(*(part[..., keep] for part in self))
@@ -277,20 +286,76 @@ def _measure(track: Track) -> _Geometry:
 
 @torch.no_grad()
 def _measure_block(states: Sequence[Float[Tensor, "n d"]]) -> _Geometry:
-    """One pass over the states: each is read once from memory, and two buffers stay in the cache."""
+    """One pass over the states, and a second, scaled, over the tracks whose squares have left the range of the type.
+
+    States of half precision are scored in float32; their own rounding says which of them move.
+    """
+    eps = torch.finfo(states[0].dtype).eps
+    states = [state.float() if state.dtype.itemsize < 4 else state for state in states]
+    points = _measure_once(states, eps)
+    finite, finfo = points.norms.isfinite().all(0), torch.finfo(states[0].dtype)
+    if not finite.all():  # far cheaper than a look at every number
+        _require_finite(torch.stack(list(states)))
+    least = math.sqrt(states[0].shape[1] * finfo.tiny / finfo.eps)  # squares of less are rounded, or nothing
+    again = ~finite
+    short = torch.cat([points.lengths, points.chord[None]]) < least
+    if short.any():  # of these, what has not moved at all is measured well
+        for (before, after), rows in zip([*pairwise(states), (states[0], states[-1])], short, strict=True):
+            again[rows] |= _largest(after[rows] - before[rows]) > 0
+    if again.any():
+        for part, scaled in zip(points, _measure_scaled([state[again] for state in states], eps), strict=True):
+            part[..., again] = scaled
+    return points
+
+
+def _measure_once(states: Sequence[Float[Tensor, "n d"]], eps: float) -> _Geometry:
+    """Each state is read once from memory, and two buffers stay in the cache."""
     first, last = states[0], states[-1]
     lengths, norms = first.new_empty(len(states) - 1, len(first)), first.new_empty(len(states), len(first))
-    segment, units, finfo = torch.empty_like(first), torch.zeros_like(first), torch.finfo(first.dtype)
+    segment, units, tiny = torch.empty_like(first), torch.zeros_like(first), torch.finfo(first.dtype).tiny
     torch.linalg.vector_norm(first, dim=-1, out=norms[0])
     for layer, (before, after) in enumerate(pairwise(states)):
         torch.sub(after, before, out=segment)
         torch.linalg.vector_norm(segment, dim=-1, out=lengths[layer])
         torch.linalg.vector_norm(after, dim=-1, out=norms[layer + 1])
-        units.addcdiv_(segment, lengths[layer].clamp_min(finfo.tiny)[:, None])
-    if not norms.isfinite().all():  # far cheaper than a look at every number
-        _require_finite(torch.stack(list(states)))
+        units.addcdiv_(segment, lengths[layer].clamp_min(tiny)[:, None])
     chord = torch.sub(last, first, out=segment).norm(dim=-1)
-    return _Geometry(lengths, chord, units.norm(dim=-1), norms, _ROUNDINGS * finfo.eps * norms.amax(0))
+    floor = _ROUNDINGS * eps * norms.amax(0)
+    return _Geometry(lengths, chord, units.norm(dim=-1), norms, floor, torch.ones_like(chord))
+
+
+def _measure_scaled(states: Sequence[Float[Tensor, "n d"]], eps: float) -> _Geometry:
+    """Each track in units of its largest entry, and each segment in units of its own before it is squared.
+
+    The units are powers of two, so that scaling rounds nothing.
+    """
+    scale = _power_below(torch.stack([_largest(state) for state in states]).amax(0))
+    states = [state / scale[:, None] for state in states]
+    lengths, units = [], torch.zeros_like(states[0])
+    for before, after in pairwise(states):
+        length, direction = _polar(after - before)
+        units += direction
+        lengths.append(length)
+    norms = torch.stack([state.norm(dim=-1) for state in states])
+    chord, _ = _polar(states[-1] - states[0])
+    return _Geometry(torch.stack(lengths), chord, units.norm(dim=-1), norms, _ROUNDINGS * eps * norms.amax(0), scale)
+
+
+def _polar(vectors: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n"], Float[Tensor, "n d"]]:
+    """Lengths and unit vectors; nothing has the direction zero."""
+    scale = _power_below(_largest(vectors))
+    vectors = vectors / scale[:, None]
+    lengths = vectors.norm(dim=-1)
+    return lengths * scale, vectors / lengths.clamp_min(1)[:, None]  # the largest entry is at least 1, or nothing is
+
+
+def _largest(vectors: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
+    return torch.linalg.vector_norm(vectors, ord=math.inf, dim=-1)
+
+
+def _power_below(sizes: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """The largest power of two that is no larger; 1 for 0."""
+    return torch.ldexp(torch.ones_like(sizes), torch.frexp(sizes).exponent - 1).where(sizes > 0, 1)
 
 
 def _join(parts: Sequence[_Geometry]) -> _Geometry:

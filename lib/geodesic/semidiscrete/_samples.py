@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 Source = Literal["cube", "normal"]
 
 _TILE = 2**20  # entries of the largest block of scores: it stays in the processor's cache
 _DRAW = 2**15  # points drawn from a sequence at a time
+_MOST = torch.quasirandom.SobolEngine.MAXDIM  # dimensions of a Sobol sequence
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,69 @@ class Frame:
 
     atoms: Float[Tensor, "n d"]
     scale: float
-    source: Source
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.source not in ("cube", "normal"):
+            raise ValueError(f'source is {self.source!r}; use "cube" or "normal"')
+        if self.atoms.shape[1] > _MOST:
+            raise ValueError(f"dimension {self.atoms.shape[1]} is above {_MOST}, where Sobol sequences end")
 
     @staticmethod
-    def of(points: Tensor, source: Source) -> Frame:
-        centred = points - points.mean(0)
+    def of(points: Tensor, source: str) -> Frame:
+        unit = 2.0 ** (math.frexp(float(points.abs().max()))[1] - 1)  # rounds nothing, and squares stay in range
+        scaled = points / unit
+        centred = scaled - scaled.mean(0)
         spread = math.sqrt(1 / 12) if source == "cube" else 1.0
         scale = float(centred.double().pow(2).mean().sqrt()) / spread or 1.0
-        return Frame(centred / scale, scale, source)
+        return Frame(centred / scale, scale * unit, source)
 
     def shrink(self, heights: Tensor) -> Tensor:
         return (heights / self.scale).to(self.atoms)
+
+
+def real(values: Shaped[Tensor, "*shape"], what: str) -> Float[Tensor, "*shape"]:
+    """Finite numbers of at least single precision: integers in float64, half precision in float32.
+
+    Raises:
+        TypeError: for complex numbers.
+        ValueError: for integers that float64 does not hold, and for what is not finite.
+    """
+    if values.is_complex():
+        raise TypeError(f"{what} are complex; pass real numbers")
+    if not values.is_floating_point():
+        if values.numel() and (largest := max(-int(values.min()), int(values.max()))) > 2**53:
+            raise ValueError(f"{what} reach {largest}, beyond 2**53; float64 does not hold all such integers")
+        values = values.double()
+    elif values.dtype.itemsize < 4:
+        values = values.float()
+    if bad := int((~values.isfinite()).flatten(1).any(1).sum() if values.ndim > 1 else (~values.isfinite()).sum()):
+        raise ValueError(f"{bad} of {len(values)} {what} are not finite; remove them")
+    return values
+
+
+def check_atoms(points: Float[Tensor, "n d"], weights: Shaped[Tensor, " m"] | None) -> Float[Tensor, " n"]:
+    """The masses of distinct atoms, in the type of the points; uniform when None.
+
+    Raises:
+        ValueError: for points that are none or repeat, and for masses that are not positive or do not sum to one.
+    """
+    n = len(points)
+    if n == 0:
+        raise ValueError("there are no points; give at least one")
+    if (distinct := len(torch.unique(points, dim=0))) < n:
+        raise ValueError(f"{n - distinct} of {n} points repeat another; merge them and add up their weights")
+    weights = points.new_full((n,), 1 / n) if weights is None else real(weights, "weights").to(points)
+    if weights.shape != (n,):
+        raise ValueError(f"{weights.numel()} weights for {n} points; give one weight to each point")
+    if (weights <= 0).any():
+        worst = int(weights.argmin())
+        raise ValueError(
+            f"point {worst} has weight {float(weights[worst]):g}: its cell must be empty; remove the point"
+        )
+    if abs(float(weights.double().sum()) - 1) > 1e-4:
+        raise ValueError(f"the weights sum to {float(weights.double().sum()):.6g}; divide them by their sum")
+    return weights
 
 
 def sequence(count: int, d: int, frame: Frame, generator: torch.Generator | None) -> Iterator[Float[Tensor, "_ d"]]:

@@ -32,7 +32,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from geodesic.semidiscrete import _samples, _starts
@@ -82,27 +82,26 @@ class Potential:
     bandwidth: float
     history: tuple[Progress, ...] = field(repr=False, default=())
 
-    def cell(self, x: Float[Tensor, "m d"]) -> Int[Tensor, " m"]:
+    def cell(self, x: Real[Tensor, "m d"]) -> Int[Tensor, " m"]:
         """Index of the cell of each x: the atom with the largest ⟨x, yᵢ⟩ + hᵢ. Cost O(m n d), memory O(m + n)."""
-        _check_dimension(x, self.points)
-        frame = Frame.of(self.points, self.source)
+        x, frame = _checked(x, self.points), Frame.of(self.points, self.source)
         h = frame.shrink(self.heights)
         return torch.cat([_samples.best(s)[0] for s in _samples.tiles(x.to(frame.atoms), frame.atoms, h)])
 
-    def transport(self, x: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+    def transport(self, x: Real[Tensor, "m d"]) -> Float[Tensor, "m d"]:
         """T(x) = ∇u_h(x), the atom of the cell of x: the optimal map, discontinuous across the facets."""
         return self.points[self.cell(x)]
 
-    def value(self, x: Float[Tensor, "m d"]) -> Float[Tensor, " m"]:
+    def value(self, x: Real[Tensor, "m d"]) -> Float[Tensor, " m"]:
         """u_h(x) = maxᵢ ⟨x, yᵢ⟩ + hᵢ."""
         cell = self.cell(x)
         return (x * self.points[cell]).sum(1) + self.heights[cell]
 
-    def energy(self, x: Float[Tensor, "m d"]) -> float:
+    def energy(self, x: Real[Tensor, "m d"]) -> float:
         """E(h) = mean u_h(x) − Σ νᵢhᵢ: at least the mean of ⟨x, y⟩ over every plan between x and the atoms."""
         return float(self.value(x).double().mean() - (self.weights.double() * self.heights.double()).sum())
 
-    def fold_angle(self, x: Float[Tensor, "m d"]) -> Float[Tensor, " m"]:
+    def fold_angle(self, x: Real[Tensor, "m d"]) -> Float[Tensor, " m"]:
         """Dihedral angle (radians) at which the supporting planes of the two best atoms of x meet.
 
         The normals are (yᵢ, −1), with the atoms centred and brought to the spread of the source, so that the angle
@@ -112,15 +111,15 @@ class Potential:
         _, atoms = self._leaders(x, frame, 2)
         return _samples.dihedral(frame.atoms[atoms[:, 0]], frame.atoms[atoms[:, -1]])
 
-    def facet(self, x: Float[Tensor, "m d"]) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"], Float[Tensor, " m"]]:
+    def facet(self, x: Real[Tensor, "m d"]) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"], Float[Tensor, " m"]]:
         """Best and second-best atom of each x, and the distance of x from the hyperplane where they tie."""
         frame = Frame.of(self.points, self.source)
         scores, atoms = self._leaders(x, frame, 2)
-        first, second = self.points[atoms[:, 0]], self.points[atoms[:, 1]]
-        return first, second, (scores[:, 0] - scores[:, 1]) * frame.scale / (first - second).norm(dim=1)
+        ahead = (frame.atoms[atoms[:, 0]] - frame.atoms[atoms[:, 1]]).norm(dim=1)
+        return self.points[atoms[:, 0]], self.points[atoms[:, 1]], (scores[:, 0] - scores[:, 1]) / ahead
 
     def extend(
-        self, x: Float[Tensor, "m d"], angle: float | None = None, bandwidth: float | None = None
+        self, x: Real[Tensor, "m d"], angle: float | None = None, bandwidth: float | None = None
     ) -> Float[Tensor, "m d"]:
         """Continuous piecewise-linear map that agrees with `transport` where one atom leads by the bandwidth τ.
 
@@ -138,7 +137,7 @@ class Potential:
         weights, atoms = self._blend(x, frame, angle, bandwidth)
         return (weights[:, :, None] * self.points[atoms]).sum(1)
 
-    def singular(self, x: Float[Tensor, "m d"], angle: float, bandwidth: float | None = None) -> Bool[Tensor, " m"]:
+    def singular(self, x: Real[Tensor, "m d"], angle: float, bandwidth: float | None = None) -> Bool[Tensor, " m"]:
         """Whether `extend` would bridge two atoms at x whose planes meet at more than `angle` (radians)."""
         frame = Frame.of(self.points, self.source)
         weights, atoms = self._blend(x, frame, None, bandwidth)
@@ -147,13 +146,17 @@ class Potential:
 
     def _leaders(self, x: Tensor, frame: Frame, k: int) -> tuple[Tensor, Tensor]:
         """The k best scores of each x, in decreasing order, and their atoms."""
-        _check_dimension(x, self.points)
+        x = _checked(x, self.points)
         k = min(k, len(self.points))
         h = frame.shrink(self.heights)
         best = [s.topk(k, dim=1) for s in _samples.tiles(x.to(frame.atoms), frame.atoms, h)]
         return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
 
     def _blend(self, x: Tensor, frame: Frame, angle: float | None, bandwidth: float | None) -> tuple[Tensor, Tensor]:
+        if bandwidth is not None and not bandwidth >= 0:
+            raise ValueError(f"bandwidth is {bandwidth}; it is a difference of scores, at least 0")
+        if angle is not None and not angle >= 0:
+            raise ValueError(f"angle is {angle}; it is in radians, at least 0")
         width = (self.bandwidth if bandwidth is None else bandwidth) / frame.scale
         scores, atoms = self._leaders(x, frame, _ACTIVE)
         if angle is not None:
@@ -164,19 +167,19 @@ class Potential:
 
 
 def solve(
-    points: Float[Tensor, "n d"],
-    weights: Float[Tensor, " masses"] | None = None,
+    points: Real[Tensor, "n d"],
+    weights: Real[Tensor, " masses"] | None = None,
     source: str = "cube",
     tol: float = 0.05,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
-    start: Float[Tensor, " heights"] | None = None,
+    start: Real[Tensor, " heights"] | None = None,
     max_samples: int | None = None,
 ) -> Potential:
     """Heights of the optimal map from the source onto weighted atoms, certified on samples they have not seen.
 
     Args:
-        points: distinct atoms, (n, d).
+        points: distinct atoms, (n, d); integers are taken as float64, half precision as float32.
         weights: ν, positive, summing to one; uniform when None.
         source: "cube", uniform on [0, 1]^d, or "normal", the standard normal law.
         tol: the solver returns when the square of the held-out relative error, two standard errors added, is below
@@ -188,12 +191,15 @@ def solve(
         max_samples: budget of source points; (n + 512)(2000 + 40/tol²) when None.
 
     Raises:
-        ValueError: repeated or non-finite points, wrong weights, an unknown source, or a budget too small for tol.
+        ValueError: repeated or non-finite points, wrong weights, heights of start that are not finite, an unknown
+            source, or a budget too small for tol.
+        TypeError: complex points.
         RuntimeError: the budget is spent; the message has the error reached.
     """
-    points = points if device is None else points.to(device)
-    weights = _check(points, weights, source, tol)
-    n = len(points)
+    if not 0 < tol < 1:
+        raise ValueError(f"tol is {tol}; it is a relative error between 0 and 1, for instance 0.05")
+    points = _samples.real(points if device is None else points.to(device), "points")
+    weights, n = _samples.check_atoms(points, weights), len(points)
     max_samples = math.ceil((n + 512) * (2000 + 40 / tol**2)) if max_samples is None else max_samples
     _check_budget(n, tol, max_samples)
     frame = Frame.of(points, source)
@@ -208,10 +214,13 @@ def solve(
             f"after {last.samples:,} samples the held-out relative error is {last.error:.3g}, not tol = {tol:g}; "
             f"about {2 * last.samples:,} samples would be the next attempt: raise max_samples or tol"
         )
+    heights = (heights - heights.mean()).to(points) * frame.scale
+    if not heights.isfinite().all():
+        raise ValueError(f"the heights of points of size {frame.scale:.3g} exceed {points.dtype}; scale them")
     return Potential(
         points,
         weights,
-        (heights - heights.mean()).to(points) * frame.scale,
+        heights,
         source,
         last.error,
         last.standard_error,
@@ -346,41 +355,23 @@ def _deficit(frame: Frame, heights: Tensor, survey: _Survey, hidden: Tensor) -> 
 
 
 def draw(
-    n: int, d: int, source: Source, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    n: int, d: int, source: str, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "n d"]:
-    """Draw n quasi-random points of the source in dimension d, each with exactly its law."""
+    """Draw n quasi-random points of the source in dimension d, each with exactly its law.
+
+    Raises:
+        ValueError: for an unknown source, no points, or a dimension that is not within 1 … 21201.
+    """
+    if n < 1 or d < 1:
+        raise ValueError(f"{n} points in dimension {d} are none; ask for at least one, in at least one dimension")
     frame = Frame(torch.zeros(1, d, device=device), 1.0, source)
     return torch.cat(list(_samples.sequence(n, d, frame, generator)))
-
-
-def _check(points: Tensor, weights: Tensor | None, source: str, tol: float) -> Float[Tensor, " n"]:
-    n = len(points)
-    if source not in ("cube", "normal"):
-        raise ValueError(f'source is {source!r}; use "cube" or "normal"')
-    if not torch.isfinite(points).all():
-        raise ValueError(f"{int((~torch.isfinite(points)).any(1).sum())} points are not finite; remove them")
-    if not 0 < tol < 1:
-        raise ValueError(f"tol is {tol}; it is a relative error between 0 and 1, for instance 0.05")
-    distinct = len(torch.unique(points, dim=0))
-    if distinct < n:
-        raise ValueError(f"{n - distinct} of {n} points repeat another; merge them and add up their weights")
-    weights = points.new_full((n,), 1 / n) if weights is None else weights.to(points)
-    if len(weights) != n:
-        raise ValueError(f"{len(weights)} weights for {n} points; give one weight to each point")
-    if (weights <= 0).any():
-        worst = int(weights.argmin())
-        raise ValueError(
-            f"point {worst} has weight {float(weights[worst]):g}: its cell must be empty; remove the point"
-        )
-    if abs(float(weights.double().sum()) - 1) > 1e-4:
-        raise ValueError(f"the weights sum to {float(weights.double().sum()):.6g}; divide them by their sum")
-    return weights
 
 
 def _check_start(start: Tensor, n: int) -> Tensor:
     if len(start) != n:
         raise ValueError(f"start has {len(start)} heights for {n} points; give one to each point")
-    return start
+    return _samples.real(start, "heights of start")
 
 
 def _check_budget(n: int, tol: float, max_samples: int) -> None:
@@ -393,6 +384,8 @@ def _check_budget(n: int, tol: float, max_samples: int) -> None:
         )
 
 
-def _check_dimension(x: Tensor, points: Tensor) -> None:
+def _checked(x: Tensor, points: Tensor) -> Tensor:
+    """Points of the source, in the dimension of the atoms."""
     if x.shape[1] != points.shape[1]:
         raise ValueError(f"x has dimension {x.shape[1]}, the atoms have {points.shape[1]}; use the same dimension")
+    return _samples.real(x, "points of the source")

@@ -27,9 +27,14 @@ def gaussian(frame: Frame) -> Float[Tensor, " n"]:
     """
     y = frame.atoms.double()
     spread, centre = (math.sqrt(1 / 12), 0.5) if frame.source == "cube" else (1.0, 0.0)
-    eigenvalues, axes = torch.linalg.eigh(y.T @ y / len(y))
+    if len(y) < y.shape[1]:  # few atoms span little: no matrix of the size of the dimension
+        left, singular, _ = torch.linalg.svd(y, full_matrices=False)
+        eigenvalues, along = singular.square() / len(y), left * singular
+    else:
+        eigenvalues, axes = torch.linalg.eigh(y.T @ y / len(y))
+        along = y @ axes
     stretch = eigenvalues.clamp(min=1e-6 * float(eigenvalues.max()) + 1e-30).sqrt() / spread
-    return -0.5 * ((y @ axes) ** 2 / stretch).sum(1) - centre * y.sum(1)
+    return -0.5 * (along**2 / stretch).sum(1) - centre * y.sum(1)
 
 
 def merged(

@@ -23,11 +23,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.linalg import spsolve
 from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor
+
+from geodesic.semidiscrete import _samples
 
 _OUTSIDE = -1  # label of a side that lies on the border of the square
 _SHRINK = 0.5  # factor of the damped steps
@@ -151,7 +153,7 @@ def _area_and_centroid(polygon: np.ndarray) -> tuple[float, np.ndarray]:
     return area, np.array([((x + nx) * cross).sum(), ((y + ny) * cross).sum()]) / (6 * area)
 
 
-def diagram(points: Float[Tensor, "n 2"], heights: Float[Tensor, " n"]) -> PowerDiagram:
+def diagram(points: Real[Tensor, "n d"], heights: Real[Tensor, " m"]) -> PowerDiagram:
     """Power diagram of u_h(x) = maxᵢ ⟨x, yᵢ⟩ + hᵢ in the unit square, in double precision.
 
     Args:
@@ -160,8 +162,13 @@ def diagram(points: Float[Tensor, "n 2"], heights: Float[Tensor, " n"]) -> Power
 
     Returns:
         the cells with their areas, centres of mass and common sides. Cost O(n log n).
+
+    Raises:
+        ValueError: points that are not in the plane, values that are not finite, or not one height a point.
     """
-    y, h = points.double().numpy(), heights.double().numpy()
+    if len(heights) != len(points):
+        raise ValueError(f"{len(heights)} heights for {len(points)} points; give one to each point")
+    y, h = _in_plane(points).numpy(), _samples.real(heights, "heights").double().cpu().numpy()
     near = _neighbours(y, h)
     polygons, areas, centroids, sides = [], [], [], {}
     for i in range(len(y)):
@@ -198,6 +205,13 @@ class PlaneSolution:
     history: tuple[tuple[PowerDiagram, float], ...]
 
 
+def _in_plane(points: Real[Tensor, "n d"]) -> Float[Tensor, "n 2"]:
+    """The points in double precision, where polygons are cut."""
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"points have shape {tuple(points.shape)}; the plane takes (n, 2)")
+    return _samples.real(points.detach(), "points").double().cpu()
+
+
 def start_heights(points: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
     """Heights −(s/2)‖yᵢ − c‖² of the Voronoi cells of the atoms s(yᵢ − c), shrunk into the square: no cell is empty."""
     low, high = points.double().min(0).values, points.double().max(0).values
@@ -207,8 +221,8 @@ def start_heights(points: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
 
 
 def solve(
-    points: Float[Tensor, "n 2"],
-    weights: Float[Tensor, " n"] | None = None,
+    points: Real[Tensor, "n d"],
+    weights: Real[Tensor, " m"] | None = None,
     tol: float = 1e-9,
     max_iterations: int = 100,
 ) -> PlaneSolution:
@@ -224,10 +238,14 @@ def solve(
         max_iterations: Newton steps before giving up.
 
     Raises:
+        ValueError: repeated or non-finite points, points that are not in the plane, or wrong weights.
         RuntimeError: the error is still above tol after max_iterations steps; the message has the error reached.
     """
-    n = len(points)
-    weights = torch.full((n,), 1 / n, dtype=torch.float64) if weights is None else weights.double()
+    if not 0 < tol < 1:
+        raise ValueError(f"tol is {tol}; it is a relative error between 0 and 1, for instance 1e-9")
+    points = _in_plane(points)
+    weights = _samples.check_atoms(points, weights)
+    weights = weights / weights.sum()  # single precision is a hundred times coarser than tol
     now = diagram(points, start_heights(points))
     least = 0.5 * min(float(now.areas.min()), float(weights.min()))
     history = [(now, _relative_error(now, weights))]
