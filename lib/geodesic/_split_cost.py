@@ -5,7 +5,6 @@ cost splits, c_ij = |x_i|² + |y_j|² + m_ij with m_ij = −2⟨x_i, y_j⟩, and
 assignment problem is that of m alone, and its potentials are those of c less the squares.
 
     split_cost        m by row tiles, with a rigorous bound of its error
-    exact_costs       single distances in float64
     row_transform     the best u for a given v;  column_transform: the best v for a given u
 
 | symbol | identifier    | shape  | meaning                                                          |
@@ -18,6 +17,7 @@ Source: Higham, Accuracy and Stability of Numerical Algorithms, ch. 3 (error of 
 """
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +31,8 @@ from geodesic import devices
 
 TILE = {"cpu": 2**20, "cuda": 2**26}  # elements of a row tile: a processor keeps 4 MiB of float32 in its cache
 BLOCK = 2**25  # elements of the rows multiplied at a time
+_MEDIAN_OF = 64  # points of each cloud
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def tiles(n: int, rows: int) -> Iterator[slice]:
@@ -47,6 +49,8 @@ class SplitCost:
     y_squares: Float64[Tensor, " n"]
     dimension: int
     scale: float  # a power of two: scaling is exact
+    offset: float  # |x̄ − ȳ|² of the scaled clouds, common to all permutations; an upper bound
+    order: Int64[Tensor, " n"]  # rows and columns are the points in this order
 
     @property
     def n(self) -> int:
@@ -73,8 +77,9 @@ class SplitCost:
 
     @property
     def coldest(self) -> float:
-        """The temperature at which slacks drown in their rounding."""
-        return 16 * self.unit_roundoff * (self.x_squares + self.y_squares).mean().item()
+        """The temperature at which slacks drown in their rounding; of most points, since outliers have larger ones."""
+        usual = (self.x_squares + self.y_squares).median().item()
+        return max(16 * self.unit_roundoff * usual, 2.0**30 * torch.finfo(self.cross.dtype).tiny)
 
     @property
     def sampled(self) -> slice:
@@ -94,42 +99,72 @@ class SplitCost:
         """Vectors p, q, r, t with |slack_ij as computed − its true value| ≤ p_i q_j + r_i + t_j.
 
         An inner product of length d errs by at most d h |x_i||y_j| to first order, in whatever order it is summed. The
-        other constants cover the roundings of the centred coordinates, of the squares and of the subtractions.
+        other constants cover the roundings of the centred coordinates, of the squares and of the subtractions, and what
+        products of small numbers lose below the normal range.
         """
         h, dtype = self.unit_roundoff, self.cross.dtype
-        factor = math.sqrt(2 * (self.dimension + 8) * h)
+        factor, floor = math.sqrt(2 * (self.dimension + 8) * h), 16 * (self.dimension + 8) * torch.finfo(dtype).tiny
         p, q = factor * self.x_squares.sqrt(), factor * self.y_squares.sqrt()
-        r, t = 6 * h * (self.x_squares + u.abs()), 6 * h * (self.y_squares + v.abs())
+        r, t = 8 * h * (self.x_squares + u.abs()) + floor, 8 * h * (self.y_squares + v.abs()) + floor
         return p.to(dtype), q.to(dtype), r.to(dtype), t.to(dtype)
 
 
+_flag, _holders, _found = threading.Lock(), 0, "highest"
+
+
 @contextmanager
-def _matmul_precision(level: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(level)
+def _true_float32() -> Iterator[None]:
+    """Products in full precision whatever the caller's setting, which is one for all threads: the last out restores."""
+    global _holders, _found
+    with _flag:
+        if not _holders:
+            _found = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+        _holders += 1
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        with _flag:
+            _holders -= 1
+            if not _holders:
+                torch.set_float32_matmul_precision(_found)
 
 
-def _centre_and_scale(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], float]:
-    """One shift for both clouds (distances stay, cancellation goes) and the power of two that brings them below 1."""
+def scale(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> float:
+    """The power of two that brings all differences of coordinates below 1; multiplying by it is exact."""
     lowest, highest = torch.stack([torch.stack(z.aminmax()) for z in (x, y)]).double().cpu().unbind(1)
     reach = (highest.max() - lowest.min()).item()
-    return (x.mean(0) + y.mean(0)) / 2, 2.0 ** min(-math.frexp(reach)[1], 500)
+    return 2.0 ** min(-math.frexp(reach)[1], 500)
+
+
+def _centre(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    """One shift for both clouds: distances stay, cancellation goes.
+
+    Medians of some points spread over the clouds: of a mean, an outlier would leave the others nothing but rounding.
+    """
+    some = torch.randperm(len(x), generator=torch.Generator().manual_seed(len(x)))[:_MEDIAN_OF].to(x.device)
+    return x[some].median(0).values / 2 + y[some].median(0).values / 2
 
 
 def _prepare(
-    z: Float[Tensor, "m d"], centre: Float[Tensor, " d"], scale: float, out: Float[Tensor, "m d"]
-) -> Float64[Tensor, " m"]:
-    """Write scale (z − centre) to `out` and return the squared lengths, by tiles that stay in cache."""
-    wide = torch.promote_types(z.dtype, out.dtype)
-    squares = torch.empty(len(z), dtype=torch.float64, device=z.device)
-    for tile in tiles(len(z), max(1, TILE[z.device.type] // 4 // z.shape[1])):
-        out[tile] = z[tile].to(wide).sub(centre).mul_(scale)
+    z: Float[Tensor, "m d"],
+    order: Int64[Tensor, " k"],
+    centre: Float[Tensor, " d"],
+    scale: float,
+    out: Float[Tensor, "k d"],
+) -> tuple[Float64[Tensor, " k"], Float64[Tensor, " d"]]:
+    """Write scale (z − centre) to `out` in that order, by tiles that stay in cache.
+
+    Returns: the squared lengths, and the sum of the points.
+    """
+    wide, size = torch.promote_types(z.dtype, out.dtype), max(1, TILE[z.device.type] // 4 // z.shape[1])
+    squares = torch.empty(len(order), dtype=torch.float64, device=z.device)
+    total = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
+    for tile in tiles(len(order), size):
+        out[tile] = z[order[tile]].to(wide).sub_(centre).mul_(scale)
         squares[tile] = torch.linalg.vector_norm(out[tile], dim=1, dtype=torch.float64).square_()
-    return squares
+        total += out[tile].sum(0)
+    return squares, total
 
 
 def _is_float32_product(
@@ -146,49 +181,61 @@ def _is_float32_product(
 def _multiply(left: Float[Tensor, "rows d"], right: Float[Tensor, "n d"], out: Float[Tensor, "rows n"]) -> None:
     """Write left rightᵀ to `out`, in true float32 or float64.
 
-    On a CPU the flag "medium" lets oneDNN multiply: twice as fast as MKL on AMD's processors, a little slower on
-    Intel's, and in float32 on all that have no bfloat16 product. Where they have one, the result shows it and is
-    computed again.
+    On AMD's processors oneDNN multiplies twice as fast as MKL, on Intel's a little slower. It is asked for by name: the
+    flag that lets it multiply belongs to the caller, and to all threads. What it returns is checked.
     """
-    if left.dtype == torch.float32 and left.device.type == "cpu" and "Intel" not in devices.processor():
-        with _matmul_precision("medium"):
-            torch.mm(left, right.T, out=out)
+    if left.dtype == torch.float32 and left.device.type == "cpu" and _ONEDNN and "Intel" not in devices.processor():
+        for rows in tiles(len(left), max(1, BLOCK // len(right))):
+            out[rows] = torch.ops.mkldnn._linear_pointwise(left[rows], right, None, "none", [], "")
         if _is_float32_product(left, right, out):
             return
-    with _matmul_precision("highest"):
+    with _true_float32():
         torch.mm(left, right.T, out=out)
 
 
-def split_cost(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], dtype: torch.dtype) -> SplitCost:
+def split_cost(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], dtype: torch.dtype, order: Int64[Tensor, " n"] | None = None
+) -> SplitCost:
     """Centre, scale and multiply the clouds. Invariant: `SplitCost.error_factors` bounds the error of every entry.
+
+    Args:
+        x: the points.
+        y: their images.
+        dtype: working precision.
+        order: in which rows and columns are taken. A random one makes every stride of them a sample.
 
     O(n² d) operations; n² numbers and one prepared cloud in memory.
     """
     n, d = x.shape
-    centre, scale = _centre_and_scale(x, y)
+    order = torch.arange(n, device=x.device) if order is None else order
+    centre, unit = _centre(x, y), scale(x, y)
     rows = max(1, min(n, BLOCK // d))
     cross = torch.empty(n, n, dtype=dtype, device=x.device)
     left = torch.empty(rows, d, dtype=dtype, device=x.device)
     right = torch.empty(n, d, dtype=dtype, device=x.device)
     x_squares = torch.empty(n, dtype=torch.float64, device=x.device)
-    y_squares = _prepare(y, centre, scale, right)
+    y_squares, y_sum = _prepare(y, order, centre, unit, right)
+    x_sum = torch.zeros_like(y_sum)
     for tile in tiles(n, rows):
         part = left[: tile.stop - tile.start]
-        x_squares[tile] = _prepare(x[tile], centre, scale, part)
+        x_squares[tile], sums = _prepare(x, order[tile], centre, unit, part)
+        x_sum += sums
         _multiply(part.mul_(-2), right, cross[tile])
-    return SplitCost(cross, x_squares, y_squares, d, scale)
+    return SplitCost(cross, x_squares, y_squares, d, unit, _offset(x_sum, y_sum, x_squares, y_squares, dtype), order)
 
 
-def exact_costs(
-    x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], arcs: Int64[np.ndarray, " k"], scale: float
-) -> Float64[np.ndarray, " k"]:
-    """scale² |x_i − y_j|² in float64, differences first: no cancellation, whatever the offset of the clouds. O(k d)."""
-    row, column = (torch.from_numpy(z).to(x.device) for z in np.divmod(arcs, len(x)))
-    out = torch.empty(len(arcs), dtype=torch.float64, device=x.device)
-    for tile in tiles(len(arcs), max(1, TILE[x.device.type] // 8 // x.shape[1])):
-        difference = x[row[tile]].double().sub_(y[column[tile]]).mul_(scale)
-        out[tile] = torch.linalg.vecdot(difference, difference)
-    return out.cpu().numpy()
+def _offset(
+    x_sum: Float64[Tensor, " d"],
+    y_sum: Float64[Tensor, " d"],
+    x_squares: Float64[Tensor, " n"],
+    y_squares: Float64[Tensor, " n"],
+    dtype: torch.dtype,
+) -> float:
+    """An upper bound of |x̄ − ȳ|². A tile's sum errs by less than h times its rows times the sum of the sizes."""
+    n, h = len(x_squares), torch.finfo(dtype).eps / 2
+    rows = min(n, max(1, TILE[x_sum.device.type] // 4 // len(x_sum)))
+    size = x_squares.mean().sqrt() + y_squares.mean().sqrt()
+    return float(torch.linalg.vector_norm(x_sum - y_sum) / n + 2 * (rows + 4) * h * size) ** 2
 
 
 def row_transform(cost: SplitCost, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -15,18 +15,21 @@ Source: arXiv:2102.09235; linear programming duality (e.g. Peyré & Cuturi, Comp
 """
 
 import bisect
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64, Shaped
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
-from geodesic import _annealing, _assignment, _split_cost, devices
+from geodesic import _annealing, _arcs, _assignment, _certificate, _exact, _split_cost, devices
 
 __all__ = [
     "Assignment",
+    "Proof",
     "Score",
     "assign",
     "displacement_interpolation",
@@ -34,38 +37,67 @@ __all__ = [
     "w2_squared",
 ]
 
+Points = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."] | Sequence  # what is taken as a cloud
+
 _DENSE_BELOW = 256  # up to here all n² arcs go to a dense solver: faster than choosing among them
+_DENSE_NUMBERS = 2**25  # coordinates that it may subtract
+_DENSE_AT_LAST = 2048  # points up to which it helps where a matrix product tells too little
 _LARGEST = 1e150  # coordinate whose square float64 holds with room to spare
-GAP = 1e-9  # largest relative distance between cost and lower bound that is returned
+_SMALLEST = 1e-145  # likewise, of the coordinates' range
+_FLOAT32 = 1e-30, 1e37  # sizes between which float32 is reckoned with as it is
+_MOST_DIFFERENCES = 2**28  # coordinates looked at again for the monotone share, a second or two
+_WHOLE = 2**53  # up to here float64 holds every whole number
+GAP = _certificate.GAP
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Potentials with all the digits of the proof: u_i + u_low_i + v_j + v_low_j ≤ |x_i − y_j − shift|² for all i, j.
+
+    In exact arithmetic, without exception. A common shift changes the cost of every permutation by the same amount.
+    """
+
+    shift: Float64[Tensor, " d"]
+    u: Float64[Tensor, " n"]
+    u_low: Float64[Tensor, " n"]
+    v: Float64[Tensor, " n"]
+    v_low: Float64[Tensor, " n"]
 
 
 @dataclass(frozen=True)
 class Assignment:
     """An optimal assignment and its proof.
 
-    By duality every permutation costs at least `lower_bound` = mean(u) + mean(v), because u_i + v_j ≤ |x_i − y_j|² for
-    all pairs; the one given costs `cost`. The two agree to 1e-9 of the cost, or to the rounding of the coordinates.
+    By duality every permutation costs at least mean(u) + mean(v), because u_i + v_j ≤ |x_i − y_j|² for all pairs. That
+    holds in exact arithmetic, and `excess` bounds, with every rounding counted, what the permutation found costs more
+    than the least.
     """
 
     permutation: Int64[Tensor, " n"]  # x_i → y_permutation[i]; of all optimal ones, one that fixes the most points
     u: Float64[Tensor, " n"]
     v: Float64[Tensor, " n"]
     cost: float  # W₂², mean over points
-    lower_bound: float  # certified, mean over points, never negative
-    tied_arcs: int  # pairs (i, j), j ≠ σ(i), that other optimal assignments use (at most so many if tolerance > 0)
+    lower_bound: float  # cost − excess, mean over points, never negative
+    excess: float  # proved: what the cost exceeds W₂² by at most
+    spread: float  # cost less what all permutations have in common, |x̄ − ȳ|²; from below
+    tied_arcs: int  # pairs (i, j), j ≠ σ(i), that other optimal assignments use (at most so many)
     tie_group: Int64[Tensor, " n"]  # points of one group may exchange partners at no cost
-    tolerance: float  # slack beyond float64 rounding up to which a pair counts as tied; 0 unless ties are too many
+    settled: bool  # proved to be optimal in exact arithmetic: no other permutation costs less at all
+    fixable: Bool[Tensor, " n"]  # points that some optimal assignment sends to their own image (at most these)
+    tolerance: float  # slack up to which a pair may have been left unlooked at; 0 unless ties are too many
+    proof: Proof
 
     @property
     def gap(self) -> float:
-        """(cost − lower bound) / cost, in [0, 1]; 0 where the cost is 0."""
-        return max(self.cost - self.lower_bound, 0.0) / self.cost if self.cost > 0 else 0.0
+        """Excess / spread, in [0, 1]; 0 where the permutation is settled."""
+        return (
+            0.0 if self.settled or self.excess == 0 else min(self.excess / self.spread, 1.0) if self.spread > 0 else 1.0
+        )
 
     @property
     def certified(self) -> bool:
-        """Whether cost and lower bound agree to 1e-9 of the cost or to the rounding of the coordinates."""
-        rounding = _assignment.rounding(self.cost, self.u, self.v).mean().item()
-        return self.cost - self.lower_bound <= GAP * self.cost + rounding
+        """Whether the permutation is settled, or its excess proved to be at most 1e-9 of the spread."""
+        return self.gap <= GAP
 
 
 @dataclass(frozen=True)
@@ -96,22 +128,52 @@ def _available_memory(device: torch.device) -> float:
         return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _clouds(x: Tensor, y: Tensor, device: torch.device) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+def _tensor(name: str, z: Points) -> Tensor:
+    """The cloud as a float32 or float64 tensor of two axes, where it is; exactly the numbers given."""
+    try:
+        z = z.detach() if isinstance(z, Tensor) else torch.as_tensor(np.asarray(z))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} is a {type(z).__name__} that holds no numbers ({error}); pass a tensor") from error
+    if z.ndim == 0:
+        raise ValueError(f"{name} is the single number {z.item()}; pass a cloud of shape (n, ...)")
+    if z.is_complex():
+        raise TypeError(f"{name} is complex ({z.dtype}); pass real and imaginary part as two coordinates")
+    if not z.is_floating_point():
+        largest = max(abs(int(z.max())), abs(int(z.min()))) if z.numel() else 0
+        if largest > _WHOLE:
+            raise ValueError(f"{name} holds the whole number {largest}, and float64 holds those up to 2**53; subtract")
+        z = z.double()
+    return z if z.dtype == torch.float64 else z.float()
+
+
+def _clouds(
+    x: Points, y: Points, device: torch.device | None = None
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
     """Check, flatten and move the clouds."""
+    x, y = _tensor("x", x), _tensor("y", y)
     if x.shape != y.shape or x.numel() == 0:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise ValueError(
             f"x and y must be clouds of one non-empty shape (n, ...), got {shapes}; pass as many images as points"
         )
-    dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
-    x, y = (z.detach().reshape(len(z), -1).to(device, dtype) for z in (x, y))
+    dtype, device = torch.promote_types(x.dtype, y.dtype), device or devices.find(x.device)
+    x, y = (z.reshape(len(z), -1).to(device, dtype) for z in (x, y))
+    ends = []
     for name, z in (("x", x), ("y", y)):
-        lowest, highest = z.aminmax()
-        if not max(highest.item(), -lowest.item()) < _LARGEST:
+        lowest, highest = (end.item() for end in z.aminmax())
+        if not max(highest, -lowest) < _LARGEST:
             bad = int((~(z.abs() < _LARGEST)).any(1).sum())
             raise ValueError(
                 f"{name} has NaN, infinite or overflowing coordinates in {bad} of {len(z)} points; drop them"
             )
+        ends += [lowest, highest]
+    reach = max(ends) - min(ends)
+    if 0 < reach < _SMALLEST:
+        raise ValueError(
+            f"the coordinates of x and y differ by {reach:.3g} at most, whose square underflows; scale them"
+        )
+    if dtype == torch.float32 and (max(map(abs, ends)) > _FLOAT32[1] or 0 < reach < _FLOAT32[0]):
+        x, y = x.double(), y.double()  # close to overflow, or subnormal
     return x, y
 
 
@@ -132,63 +194,85 @@ def _check_memory(n: int, d: int, dtype: torch.dtype, device: torch.device, memo
 
 
 def _solve(
-    x: Tensor,
-    y: Tensor,
-    u: Tensor | None = None,
-    v: Tensor | None = None,
+    x: Points,
+    y: Points,
+    u: Shaped[Tensor, "..."] | None = None,
+    v: Shaped[Tensor, "..."] | None = None,
     device: str | torch.device | None = None,
     memory: int | float | None = None,
     dense_below: int = _DENSE_BELOW,
-) -> tuple[Assignment, _split_cost.SplitCost]:
-    """Check the input, solve in float32 and, where that cannot tell near-ties apart, in float64."""
-    home, place = x.device, devices.find(x.device if device is None else device)
-    x, y = _clouds(x, y, place)
+) -> tuple[Assignment, Float[Tensor, "n d"], Float[Tensor, "n d"], _split_cost.SplitCost | None]:
+    """Check the input, solve in float32 and, where that cannot tell near-ties apart, in float64.
+
+    Returns: the assignment, the clouds as they were taken, and the matrix if there is one.
+    """
+    home = x.device if isinstance(x, Tensor) else torch.device("cpu")
+    x, y = _clouds(x, y, devices.find(home if device is None else device))
     n, d = x.shape
-    for name, z in (("u", u), ("v", v)):
-        if z is not None and (z.shape != (n,) or not z.isfinite().all()):
-            raise ValueError(
-                f"{name} must hold {n} finite potentials, got shape {tuple(z.shape)}; leave it out to start cold"
-            )
-    u, v = (None if z is None else z.detach().to(place, torch.float64) for z in (u, v))
-    memory = _available_memory(place) if memory is None else memory
-    dense = n <= dense_below
-    for dtype in (torch.float64,) if dense else (torch.float32, torch.float64):
-        _check_memory(n, d, dtype, place, memory)
+    u, v = (_potentials(name, z, n, x.device) for name, z in (("u", u), ("v", v)))
+    memory = _available_memory(x.device) if memory is None else memory
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(n)).to(x.device)
+    clouds = _exact.Clouds(x, y, order, _split_cost.scale(x, y))
+    if n <= dense_below and n * n * d <= _DENSE_NUMBERS:
+        return _in_units_of_the_clouds(_certificate.certify_all(clouds), clouds, home), x, y, None
+    for dtype in (torch.float32, torch.float64):
+        _check_memory(n, d, dtype, x.device, memory)
+        cost = None  # before there is a second
         try:
-            found, cost = _assignment.solve(x, y, dtype, u, v, dense=dense)
-        except _assignment.Crowded as crowded:
-            v = crowded.v
+            found, cost = _assignment.solve(clouds, dtype, u, v)
+        except _arcs.Crowded as crowded:
+            u, v = (u, v) if crowded.v is None else (None, crowded.v)
             continue
-        return _in_units_of_the_clouds(found, cost.scale, home), cost
-    raise RuntimeError(f"more ties among the {n} points than can be kept; merge duplicate points, or score fewer")
+        break
+    if not found.certified and n <= _DENSE_AT_LAST:
+        found = _certificate.certify_all(clouds)
+    return _in_units_of_the_clouds(found, clouds, home), x, y, cost
 
 
-def _in_units_of_the_clouds(found: _assignment.Certified, scale: float, home: torch.device) -> Assignment:
-    """Undo the scaling; refuse what is not certified."""
-    unit = scale**-2
-    u, v = (torch.from_numpy(z).to(home) * unit for z in (found.u, found.v))
-    result = Assignment(
-        permutation=torch.from_numpy(found.sigma).to(home),
-        u=u,
-        v=v,
-        cost=found.cost * unit,
-        lower_bound=max((u + v).mean().item(), 0.0),
-        tied_arcs=found.tied_arcs,
-        tie_group=torch.from_numpy(found.tie_group).to(home),
-        tolerance=found.tolerance * unit,
-    )
-    if not result.certified:
-        raise RuntimeError(
-            f"the assignment of {len(u)} points is proved optimal to a relative gap of {result.gap:.2e} only, "
-            f"{GAP:.0e} is required (cost {result.cost:.12g}, lower bound {result.lower_bound:.12g}); "
-            "pass the coordinates as float64"
+def _potentials(
+    name: str, z: Shaped[Tensor, "..."] | None, n: int, device: torch.device
+) -> Float64[Tensor, " n"] | None:
+    """Potentials to start from, checked."""
+    if z is None:
+        return None
+    if z.shape != (n,) or not z.isfinite().all():
+        raise ValueError(
+            f"{name} must hold {n} finite potentials, got shape {tuple(z.shape)}; leave it out to start cold"
         )
-    return result
+    return z.detach().to(device, torch.float64)
+
+
+def _in_units_of_the_clouds(found: _certificate.Certified, clouds: _exact.Clouds, home: torch.device) -> Assignment:
+    """Undo the scaling and the order."""
+    unit, order, place = clouds.scale**-2, clouds.order.cpu(), clouds.order.argsort().cpu()
+
+    def back(z: np.ndarray) -> Tensor:
+        return torch.from_numpy(z)[place].to(home)
+
+    cost, excess = found.cost * unit, found.excess * unit
+    return Assignment(
+        permutation=order[torch.from_numpy(found.sigma)[place]].to(home),
+        u=back(found.u) * unit,
+        v=back(found.v) * unit,
+        cost=cost,
+        lower_bound=max(cost - excess, 0.0),
+        excess=excess,
+        spread=found.spread * unit,
+        tied_arcs=found.ties.arcs,
+        tie_group=back(found.ties.group),
+        settled=found.ties.settled,
+        fixable=back(found.ties.fixable),
+        tolerance=found.tolerance * unit,
+        proof=Proof(
+            torch.from_numpy(found.shift).to(home) / clouds.scale,
+            *(back(part) * unit for z in (found.proof_u, found.proof_v) for part in z),
+        ),
+    )
 
 
 def assign(
-    x: Float[Tensor, "n ..."],
-    y: Float[Tensor, "m ..."],
+    x: Points,
+    y: Points,
     *,
     u: Shaped[Tensor, "..."] | None = None,
     v: Shaped[Tensor, "..."] | None = None,
@@ -203,7 +287,8 @@ def assign(
     recomputed in float64. O(n² d) operations for the product, about n² for the rest.
 
     Args:
-        x: n points, float32 or float64 (half precisions are widened, which is exact); trailing axes are flattened.
+        x: n points, a tensor, an array or a list of numbers; trailing axes are flattened. They are taken exactly as
+            given: half precisions become float32, whole numbers float64.
         y: as many points of the same shape.
         u: potentials of a neighbouring problem (another epoch, layer or λ), in the unit of the cost; v goes first.
         v: the same on the side of y, as in an earlier `Assignment`. Good ones save the annealing, bad ones cost time.
@@ -212,37 +297,38 @@ def assign(
             are needed, 5 n² where d is small; twice that where near-ties ask for float64.
 
     Returns:
-        The assignment, on the device of x.
+        The assignment, on the device of x. Every finite cloud has one; `certified` says whether it is proved optimal.
+            It does not depend on the order of the points, but for ties.
 
     Raises:
-        ValueError: clouds of different shape, empty or not finite; potentials of the wrong length; a device that is not
-            there; clouds too large for the memory.
-        RuntimeError: cost and lower bound do not meet.
+        TypeError: complex numbers, or none.
+        ValueError: clouds of different shape, empty, not finite, or too large or too small for squares in float64;
+            whole numbers beyond 2⁵³; potentials of the wrong length; a device that is not there; clouds too large for
+            the memory.
         ModuleNotFoundError: more than 5000 points without lapx.
     """
     return _solve(x, y, u, v, device, memory, _dense_below)[0]
 
 
-def w2_squared(x: Float[Tensor, "n ..."], y: Float[Tensor, "m ..."]) -> float:
+def w2_squared(x: Points, y: Points) -> float:
     """W₂² of the two empirical measures: the mean over points of the squared distance under the optimal assignment."""
     return assign(x, y).cost
 
 
-def optimal_transport_score(
-    x: Float[Tensor, "n ..."], y: Float[Tensor, "m ..."], *, assignment: Assignment | None = None
-) -> Score:
+def optimal_transport_score(x: Points, y: Points, *, assignment: Assignment | None = None) -> Score:
     """Score the map x_i → y_i against the optimal one: OTS = (1/n) #{i : σ(i) = i} (paper, Eq. 47), and companions.
 
-    Ties can make σ, and with it the share, non-unique. A pair is *tight* if its slack under the certified potentials is
-    zero to float64 rounding (2⁻⁴⁴ of |x_i − y_j|² + |u_i| + |v_j|), and an assignment is optimal iff all its pairs are
-    tight. Then
+    Ties can make σ, and with it the share, non-unique. No optimal assignment uses a pair whose slack exceeds the excess
+    of σ; what is left is looked at with 106 bits, and in groups of up to seven points in whole numbers. Then
 
-    - `share_upper` counts the points that some optimal assignment fixes: (i, i) is tight and on a cycle of tight pairs;
+    - `share_upper` counts the points that some optimal assignment may fix;
     - `share_lower` counts those that every optimal assignment fixes;
     - `share` is that of an optimal assignment with the most fixed points: exactly 1 if the identity is optimal.
 
-    Without ties the three agree. With more ties than are looked at one by one (over 64 a point) the tolerance is
-    3e-10 of the cost, no point counts as fixed by every optimal assignment, and `share` is that of the one found.
+    Without ties the three agree. [share_lower, share_upper] contains the share of every optimal assignment, always; on
+    up to seven points all three are exact. With more ties than are looked at one by one (over 64 a point) an excess of
+    3e-10 of the spread is accepted, no point counts as fixed by every optimal assignment, and `share` is that of one
+    so found.
 
     Args:
         x: n points, as for `assign`.
@@ -250,27 +336,26 @@ def optimal_transport_score(
         assignment: `assign(x, y)`, if known; the product is then computed once more for `monotone_share`.
 
     Raises:
-        ValueError: as `assign`; or an assignment of another number of points.
+        ValueError: as `assign`; or an assignment of other clouds.
     """
-    n = len(x)
     if assignment is None:
-        assignment, cost = _solve(x, y)
-    elif len(assignment.permutation) != n:
-        other = len(assignment.permutation)
-        raise ValueError(
-            f"the assignment is of {other} points and the clouds have {n}; pass assign(x, y) or leave it out"
-        )
+        assignment, x, y, cost = _solve(x, y)
     else:
-        cost = _split(x, y)
-    own = torch.from_numpy(_own_costs(x, y)).to(assignment.u)
-    identity = own.mean().item()
-    fixed, lower, upper = _fixed_points(assignment, own)
+        x, y = _clouds(x, y)
+        cost = None
+        _check_fits(assignment, x, y)
+    n = len(x)
+    identity = _mean_cost(x, y, torch.arange(n, device=x.device))
+    fixed = assignment.permutation.cpu() == torch.arange(n)
+    group, fixable = assignment.tie_group.cpu(), assignment.fixable.cpu()
+    alone = torch.bincount(group, minlength=n)[group] == 1
+    lower, share, upper = (z.double().mean().item() for z in (fixed & alone, fixed, fixed | fixable))
     return Score(
-        share=fixed,
+        share=share,
         share_lower=lower,
         share_upper=upper,
         cost_ratio=min(assignment.cost / identity, 1.0) if identity > 0 else 1.0,
-        monotone_share=_monotone_share(cost),
+        monotone_share=_monotone_share(x, y, cost),
         w2_squared=assignment.cost,
         identity_cost=identity,
         n=n,
@@ -279,49 +364,85 @@ def optimal_transport_score(
     )
 
 
-def _split(x: Tensor, y: Tensor) -> _split_cost.SplitCost:
-    x, y = _clouds(x, y, devices.find(x.device))
-    dtype = torch.float64 if len(x) <= _DENSE_BELOW else torch.float32
-    _check_memory(*x.shape, dtype, x.device, _available_memory(x.device))
-    return _split_cost.split_cost(x, y, dtype)
+def _mean_cost(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], sigma: Int64[Tensor, " n"]) -> float:
+    """(1/n) Σ |x_i − y_σ(i)|² in float64."""
+    n, scale = len(x), _split_cost.scale(x, y)
+    clouds = _exact.Clouds(x, y, torch.arange(n, device=x.device), scale)
+    arcs = np.arange(n) * n + sigma.cpu().numpy()
+    return float(_exact.float64_costs(clouds, arcs, 0.0).high.mean()) * scale**-2
 
 
-def _own_costs(x: Tensor, y: Tensor) -> Float64[np.ndarray, " n"]:
-    """|x_i − y_i|² in float64."""
-    x, y = _clouds(x, y, x.device)
-    return _split_cost.exact_costs(x, y, np.arange(len(x)) * (len(x) + 1), 1.0)
+def _check_fits(assignment: Assignment, x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> None:
+    """Refuse an assignment of other clouds: another length, or another cost.
+
+    Raises: ValueError.
+    """
+    n, sigma = len(x), assignment.permutation
+    if len(sigma) != n:
+        raise ValueError(
+            f"the assignment is of {len(sigma)} points and the clouds have {n}; pass assign(x, y) or leave it out"
+        )
+    cost = _mean_cost(x, y, sigma)
+    if not math.isclose(cost, assignment.cost, rel_tol=1e-9):
+        raise ValueError(
+            f"the assignment costs {assignment.cost:.6g} by its own account and {cost:.6g} on these clouds; "
+            "pass assign(x, y) of the same clouds or leave it out"
+        )
 
 
-def _fixed_points(assignment: Assignment, own: Float64[Tensor, " n"]) -> tuple[float, float, float]:
-    """Shares of the points fixed by σ, by every and by some optimal assignment."""
-    sigma, group, u, v = assignment.permutation, assignment.tie_group, assignment.u, assignment.v
-    fixed = sigma == torch.arange(len(sigma), device=sigma.device)
-    alone = torch.bincount(group, minlength=len(group))[group] == 1
-    tight = own - u - v <= assignment.tolerance + _assignment.rounding(own, u, v)
-    some = fixed | (tight & (group == group[sigma.argsort()]))
-    return tuple(z.double().mean().item() for z in (fixed, fixed & alone, some))
-
-
-def _monotone_share(cost: _split_cost.SplitCost) -> float:
+def _monotone_share(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], cost: _split_cost.SplitCost | None) -> float:
     """Share of the pairs i < j with ⟨x_i − x_j, y_i − y_j⟩ ≥ 0, necessary for the identity to be optimal. In [0, 1].
 
-    In terms of m_ij = −2⟨x_i, y_j⟩ the product is (m_ij + m_ji − m_ii − m_jj) / 2; values within its rounding count as
-    zero. A single point has no pairs: the share is 1. O(n²) given m.
+    In terms of m_ij = −2⟨x_i, y_j⟩ the product is (m_ij + m_ji − m_ii − m_jj) / 2. Pairs where that drowns in its
+    rounding are looked at again, in float64, from the differences. If they are too many for that, the matrix is made in
+    float64, and what is still undecided there counts as zero. A single point has no pairs: the share is 1. O(n² d).
     """
-    n = cost.n
+    n, d = x.shape
     if n == 1:
         return 1.0
-    rounding = 8 * cost.unit_roundoff * (cost.x_squares + cost.y_squares)
-    own = (cost.cross.diagonal() - rounding).to(cost.cross.dtype)
-    count = 0
+    for dtype in (torch.float64,) if n <= _DENSE_BELOW else (torch.float32, torch.float64):
+        if cost is None or cost.cross.dtype != dtype:
+            cost = None  # before there is a second
+            _check_memory(n, d, dtype, x.device, _available_memory(x.device))
+            cost = _split_cost.split_cost(x, y, dtype)
+        sure, hidden, pairs = _count_monotone(cost, _MOST_DIFFERENCES // d)
+        if pairs is not None:
+            return (sure + _count_exactly(x, y, cost.order, pairs)) / (n * (n - 1) / 2)
+    return (sure + hidden) / (n * (n - 1) / 2)
+
+
+def _count_monotone(cost: _split_cost.SplitCost, most: int) -> tuple[int, int, Int64[Tensor, " k"] | None]:
+    """Pairs i < j with a positive product, and with one that rounding hides: two counts, and the latter unless many."""
+    n, sure, hidden, pairs = cost.n, 0, 0, []
+    own, error = cost.cross.diagonal(), 8 * cost.unit_roundoff * (cost.x_squares + cost.y_squares)
+    error = error.to(own.dtype)
     for rows in cost.tiles():
         product = cost.cross[rows] + cost.cross[:, rows].T
-        count += int((product.sub_(own).sub_(own[rows, None]) >= 0).sum())
-    return (count - n) / (n * (n - 1))
+        product.sub_(own[rows, None] + own)
+        doubt = error[rows, None] + error
+        above, near = int((product > doubt).sum()), product.abs_() <= doubt
+        sure, hidden = sure + above, hidden + int(near.sum())
+        if hidden <= 2 * most + n:
+            keys = near.flatten().nonzero()[:, 0] + rows.start * n
+            pairs.append(keys[keys // n < keys % n])
+    few = hidden <= 2 * most + n
+    return sure // 2, (hidden - n) // 2, torch.cat(pairs) if few else None
+
+
+def _count_exactly(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], order: Int64[Tensor, " n"], pairs: Int64[Tensor, " k"]
+) -> int:
+    """How many of these pairs have ⟨x_i − x_j, y_i − y_j⟩ ≥ 0, differences in float64 first."""
+    n, d, scale, count = *x.shape, _split_cost.scale(x, y), 0
+    for some in pairs.split(max(1, _split_cost.TILE[x.device.type] // 8 // d)):
+        i, j = order[some // n], order[some % n]
+        dx, dy = (z[i].double().mul_(scale) - z[j].double().mul_(scale) for z in (x, y))
+        count += int((torch.linalg.vecdot(dx, dy) >= 0).sum())
+    return count
 
 
 def displacement_interpolation(
-    x: Float[Tensor, "n ..."], y: Float[Tensor, "m ..."], t: int | float, *, assignment: Assignment | None = None
+    x: Points, y: Points, t: int | float, *, assignment: Assignment | None = None
 ) -> Float[Tensor, "n ..."]:
     """Points at time t of the geodesic from x to y: (1 − t) x_i + t y_σ(i) (paper, Eq. 5). W₂(μ_s, μ_t) = |s − t| W₂.
 
@@ -332,9 +453,14 @@ def displacement_interpolation(
         assignment: `assign(x, y)`, if known already.
 
     Raises:
-        ValueError: t outside [0, 1]; otherwise as `assign`.
+        ValueError: t outside [0, 1]; an assignment of other clouds; otherwise as `assign`.
     """
     if not 0 <= t <= 1:
         raise ValueError(f"t = {t} lies outside [0, 1]; a geodesic is not defined beyond its ends")
-    assignment = assign(x, y) if assignment is None else assignment
+    flat = _clouds(x, y)
+    if assignment is None:
+        assignment = assign(x, y)
+    else:
+        _check_fits(assignment, *flat)
+    x, y = (z if isinstance(z, Tensor) and z.is_floating_point() else _tensor("x", z) for z in (x, y))
     return (1 - t) * x + t * y[assignment.permutation.to(y.device)]
