@@ -133,8 +133,7 @@ def strip(part: Part) -> str:
         shapes.append(f'<path d="M{first} {middle}H{last}" class="interval"/>')
     shapes.append(f'<path d="M{line} 0V{_HEIGHT}" class="threshold"/>')
     shapes += [f'<circle cx="{x(value)}" cy="{middle}" r="2.5"/>' for value in part.values]
-    side = {"above": "above", "below": "below"}[part.side]
-    words = f"{', '.join(f'{value:.3g}' for value in part.values)}; wanted {side} {part.threshold:.3g}"
+    words = f"{', '.join(f'{value:.3g}' for value in part.values)}; wanted {part.side} {part.threshold:.3g}"
     return (
         f'<svg role="img" aria-label="{words}" viewBox="0 0 {_WIDTH} {_HEIGHT}" class="{part.outcome.split()[0]}">'
         f"{''.join(shapes)}</svg>"
