@@ -541,7 +541,7 @@ def test_a_sentence_says_where_a_claim_is_shown_and_where_not():
 def test_the_overview_has_a_row_for_each_claim_and_a_column_for_each_arm():
     text = page.overview(table(whole("mnist", 1) + whole("cifar10", 1), "C2", "C4")).data
     head, columns, *body = re.findall(r"<tr>(.*?)</tr>", text)
-    assert re.findall(r">([^<]+)</th>", head) == ["claim", "MNIST, K = 1", "CIFAR-10, K = 1"]
+    assert re.findall(r">([^<]+)</th>", head) == ["claim", "MNIST, K\xa0=\xa01", "CIFAR-10, K\xa0=\xa01"]
     assert re.findall(r">([^<]+)</th>", columns) == ["A", "B"]
     cells = [re.findall(r'<td(?: title="([^"]*)")?>', row) for row in body]
     assert cells == [["shown", ""], ["", "shown"]]
@@ -595,3 +595,11 @@ def test_what_lies_outside_a_regime_is_shown_with_the_reason():
 def test_missing_runs_are_named():
     assert page.missing(table(whole("mnist", 1), "C1", "C2")).startswith("CIFAR-10, K = 1 (C1); CIFAR-100, K = 1 (C1)")
     assert page.missing(table(whole("mnist", 1), "C2")) == "nothing"
+
+
+def test_the_answer_groups_claims_by_what_is_said_wherever_they_are_tested():
+    """C1 differs between the data sets, C2 is tested on MNIST alone, C14 only without normalisation."""
+    found = changed(trained(FALSE["C1"]), whole("cifar10", 1, recipe={"norm": "batch"})) + whole("mnist", 1)
+    assert page.answer(table(found, "C1", "C2", "C5", "C14")) == (
+        "shown: C2, C14; different from arm to arm: C1; not tested: C5"
+    )

@@ -14,6 +14,7 @@ from IPython.display import HTML
 from geodesic.verdict.judge import CONFIDENCE, NAMES, OUTCOMES, Arm, Claim, Part, Verdict
 
 SYMBOLS = dict(zip(OUTCOMES, ("✓", "◐", "✗", "?", "–"), strict=True))
+_TIGHT = "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"
 _WIDTH, _HEIGHT, _MARGIN = 150, 18, 6  # of a strip, in pixels
 
 
@@ -45,6 +46,19 @@ def sentence(claim: Claim, verdicts: Sequence[Verdict]) -> str:
     return f"{claim.says[0].upper()}{claim.says[1:]}: {'; '.join(said)}."
 
 
+def answer(verdicts: Sequence[Verdict]) -> str:
+    """The claims by what is said of them wherever they can be tested: "shown: C2; refuted: C12; …"."""
+    groups: dict[str, list[str]] = {}
+    for claim in {one.claim.name: one.claim for one in verdicts}.values():
+        mine = [one for one in verdicts if one.claim.name == claim.name and one.verdict != "not tested"]
+        found = {one.verdict for one in mine}
+        differing = len(found) > 1
+        words = "not tested" if not found else "different from arm to arm" if differing else found.pop()
+        groups.setdefault(words, []).append(claim.name)
+    order = ("shown", "mixed", "refuted", "undecided", "different from arm to arm", "not tested")
+    return "; ".join(f"{words}: {', '.join(groups[words])}" for words in order if words in groups)
+
+
 def sentences(verdicts: Sequence[Verdict], link: str = "#verdict-{}") -> HTML:
     """A list of them, each with a link to its tests."""
     claims = {one.claim.name: one.claim for one in verdicts}.values()
@@ -63,7 +77,9 @@ def overview(verdicts: Sequence[Verdict], link: str = "#verdict-{}") -> HTML:
     names = letters(verdicts)
     arms = {_key(one.arm): one.arm for one in sorted(verdicts, key=_rank) if one.arm.rows}
     groups = [(where, len(list(group))) for where, group in groupby(arms.values(), key=place)]
-    head = "".join(f'<th colspan="{size}" scope="colgroup">{_text(where)}</th>' for where, size in groups)
+    head = "".join(
+        f'<th colspan="{size}" scope="colgroup">{_text(where).replace(" = ", _TIGHT)}</th>' for where, size in groups
+    )
     columns = "".join(f'<th scope="col" title="{_text(arm.name)}">{names[key]}</th>' for key, arm in arms.items())
     body = []
     for claim in {one.claim.name: one.claim for one in verdicts}.values():
