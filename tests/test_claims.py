@@ -1,10 +1,11 @@
 """The tests of the claims, on synthetic rows in which a claim is true, half true, false, or not testable."""
 
 import math
+import re
 
 import pytest
 from geodesic import experiment
-from geodesic.verdict import claims, evidence, judge
+from geodesic.verdict import claims, evidence, judge, page
 from geodesic.verdict.judge import Part
 
 DECAYS = (0.0, 1e-3, 1e-2, 1e-1, 3e-1)
@@ -519,3 +520,86 @@ def test_plane_ratio_of_a_right_angle():
 def test_the_papers_numbers_come_from_its_tables():
     """Table 4: the plain network's LSS runs from 20.2 down to 5.08."""
     assert "plain, LSS: 5.08 … 20.2" in by_name("C3").paper("cifar10", 1)
+
+
+def table(found, *names):
+    return judge.judge(found, [by_name(name) for name in names])
+
+
+def test_a_sentence_says_where_a_claim_is_shown_and_where_not():
+    found = (
+        changed(trained(FALSE["C1"]), whole("cifar10", 1))
+        + whole("mnist", 1)
+        + whole("mnist", 1, recipe={"norm": "batch"})
+    )
+    assert page.sentence(by_name("C1"), table(found, "C1")) == (
+        "LSS falls during training under weight decay, for both architectures: shown on MNIST, K = 1 (A, B); "
+        "refuted on CIFAR-10, K = 1 (C); not tested on CIFAR-10, K = 4, CIFAR-100, K = 1 and CIFAR-100, K = 4."
+    )
+
+
+def test_the_overview_has_a_row_for_each_claim_and_a_column_for_each_arm():
+    text = page.overview(table(whole("mnist", 1) + whole("cifar10", 1), "C2", "C4")).data
+    head, columns, *body = re.findall(r"<tr>(.*?)</tr>", text)
+    assert re.findall(r">([^<]+)</th>", head) == ["claim", "MNIST, K\xa0=\xa01", "CIFAR-10, K\xa0=\xa01"]
+    assert re.findall(r">([^<]+)</th>", columns) == ["A", "B"]
+    cells = [re.findall(r'<td(?: title="([^"]*)")?>', row) for row in body]
+    assert cells == [["shown", ""], ["", "shown"]]
+    assert "<b>B</b> CIFAR-10, K = 1: no normalisation, one cycle to 0.05, 6 epochs" in text
+
+
+def test_the_overview_says_what_stands_without_the_correction():
+    """t = 4.9 alone is shown; beside another test it is not."""
+    values = tuple(4.9 / math.sqrt(3) + jitter for jitter in (-1, 0, 1))
+    parts = [Part("weak", values, "above", 0.0), Part("noise", (-1.0, 0.0, 1.0), "above", 0.0)]
+    claims_ = [
+        judge.Claim(name, "so", "Fig. 1", (("mnist", 1),), lambda arm, part=part: [part], lambda dataset, stages: "1")
+        for name, part in zip(("C1", "C2"), parts, strict=True)
+    ]
+    text = page.overview(judge.judge(whole("mnist", 1), claims_)).data
+    assert re.findall(r'<td title="([^"]*)">', text) == ["undecided, each test by itself shown", "undecided"]
+    assert "<small>✓</small>" in text
+
+
+def test_a_strip_puts_dots_interval_and_threshold_to_scale():
+    """Values 1, 2, 3 above 0: the strip runs from −1.2 to 4.2 on 138 pixels, its ends cut the interval 2 ± 2.48."""
+    text = page.strip(Part("x", (1.0, 2.0, 3.0), "above", 0.0))
+    dots = [float(x) for x in re.findall(r'cx="([^"]*)"', text)]
+    assert dots == pytest.approx([6 + 138 * (value + 1.2) / 5.4 for value in (1, 2, 3)], abs=0.1)
+    line = 6 + 138 * 1.2 / 5.4
+    assert float(re.search(r'd="M([\d.]+) 0V', text)[1]) == pytest.approx(line, abs=0.1)
+    assert f'<rect x="{line:.1f}"' in text
+    assert 'aria-label="1, 2, 3; wanted above 0"' in text
+    assert 'd="M24.3 9.0H144.0"' in text  # from 6 + 138 (2 − 2.484 + 1.2) / 5.4 to the end
+    assert '<rect x="0"' in page.strip(Part("x", (1.0, 2.0, 3.0), "below", 0.0))
+
+
+def test_details_show_numbers_and_say_why_something_was_not_tested():
+    found = [row for row in whole("cifar10", 1) if row["recipe"]["epochs"]]
+    text = page.details(table(found, "C1"), "C1").data
+    assert "<summary>" in text
+    assert "A, CIFAR-10, K = 1, no normalisation, one cycle to 0.05, 6 epochs: undecided" in text
+    assert "<b>In the paper</b> (Fig. 2): at the end about 6.1 (plain) and 2.2 (resnet)." in text
+    assert "<b>Here</b>: resnet, LSS: 1.5 … 3; plain, LSS: 4 … 8." in text
+    assert "<td>&gt; 0.0488</td>" in text
+    assert "<p>Not tested (no runs): plain, permuted: ln(LSS before / after training), λ &gt; 0; " in text
+    assert "<p>No runs: MNIST, K = 1; CIFAR-10, K = 4; CIFAR-100, K = 1; CIFAR-100, K = 4.</p>" in text
+
+
+def test_what_lies_outside_a_regime_is_shown_with_the_reason():
+    text = page.details(table(whole("cifar10", 1, recipe={"norm": "batch"}), "C14"), "C14").data
+    assert text.count("with normalisation the norm of a weight acts on no output</small>") > 4
+    assert text.count("<svg") > 4
+
+
+def test_missing_runs_are_named():
+    assert page.missing(table(whole("mnist", 1), "C1", "C2")).startswith("CIFAR-10, K = 1 (C1); CIFAR-100, K = 1 (C1)")
+    assert page.missing(table(whole("mnist", 1), "C2")) == "nothing"
+
+
+def test_the_answer_groups_claims_by_what_is_said_wherever_they_are_tested():
+    """C1 differs between the data sets, C2 is tested on MNIST alone, C14 only without normalisation."""
+    found = changed(trained(FALSE["C1"]), whole("cifar10", 1, recipe={"norm": "batch"})) + whole("mnist", 1)
+    assert page.answer(table(found, "C1", "C2", "C5", "C14")) == (
+        "shown: C2, C14; different from arm to arm: C1; not tested: C5"
+    )

@@ -83,7 +83,7 @@ def _scores(epochs: Sequence[dict[str, Any]], final: dict[str, Any] | None) -> R
         "last_share": _mean(_last(stage["segment_shares"]) for stage in test),
         "ots": _mean(_share(stage.get("ots")) for stage in test),
         "ots_unit": _mean(_share(stage.get("ots_unit")) for stage in test),
-        "growth": _mean(_growth(stage.get("growth")) for stage in test),
+        "growth": _mean(stage.get("growth") for stage in test),
     }
     for gauge in ("norm1", "permuted"):
         seen = [(stage.get("aligned") or {}).get(gauge) for stage in test]
@@ -134,10 +134,6 @@ def _share(scores: Sequence[dict[str, Any]] | None) -> float | None:
     """OTS on the most points up to OTS_POINTS."""
     small = [one for one in scores or () if one["n"] <= OTS_POINTS]
     return max(small, key=lambda one: one["n"])["share"] if small else None
-
-
-def _growth(growth: Any) -> float | None:
-    return growth if isinstance(growth, int | float) else None
 
 
 def _last(values: Sequence[float] | None) -> float | None:

@@ -170,6 +170,7 @@ class Claim:
     sets: tuple[tuple[str, int | None], ...]  # (data set, K); K = None compares both
     test: Callable[[Arm], list[Part]]
     paper: Callable[[str, int | None], str]  # the paper's number for a data set and K, in words
+    ours: Callable[[Arm], str] = lambda arm: ""  # the same numbers of an arm
 
 
 class Verdict(NamedTuple):
