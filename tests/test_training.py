@@ -40,6 +40,17 @@ def test_training_lowers_the_loss(digits):
         assert F.cross_entropy(net(digits.x_train), digits.y_train) < 0.2
 
 
+def test_a_frozen_parameter_stays_and_the_others_learn(digits):
+    network = networks.build("resnet", "digits", width=16, depth=2, generator=torch.Generator().manual_seed(3))
+    bias = network.stages[0].blocks[0].layer1.bias.requires_grad_(False)
+    with torch.no_grad():
+        bias.fill_(0.25)
+    before = network.head[-1].weight.clone()
+    training.train(network, digits, Recipe(epochs=1, batch_size=64), generator=torch.Generator().manual_seed(0))
+    assert (bias == 0.25).all()
+    assert not torch.equal(network.head[-1].weight, before)
+
+
 def test_runs_repeat_bit_for_bit(digits):
     recipe = Recipe(epochs=2, batch_size=32, weight_decay=1e-2)
     a, b = (trained(digits, recipe)[0] for _ in range(2))

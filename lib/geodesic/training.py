@@ -278,7 +278,7 @@ class _Step:
         recipe, y = job.recipe, job.dataset.y_train
         self.count = len(y) // recipe.batch_size
         self.device = y.device
-        self.parameters = list(job.network.parameters())
+        self.parameters = [p for p in job.network.parameters() if p.requires_grad]  # a frozen one has no gradient
         self.at = torch.zeros(1, dtype=torch.int64, device=y.device)
         self.loss, self.correct = torch.zeros((), device=y.device), torch.zeros((), device=y.device)
         self.rates = torch.zeros(self.count, device=y.device)
