@@ -78,9 +78,9 @@ cifar-k1: .venv/installed  ## full tier, K = 1 (DATASET=cifar100 for CIFAR-100, 
 cifar-k4: .venv/installed  ## full tier, K = 4
 	@$(BIN)/python -m geodesic sweep $(GRIDS)/$(DATASET)-k4.toml --device $(DEVICE) $(DOWNLOAD)
 
-lock: .venv/installed  ## compile requirements.in into requirements.txt
+lock: .venv/installed  ## compile pyproject.toml and requirements.in into requirements.txt
 	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --index-strategy first-index -q requirements.in -o requirements.txt
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --index-strategy first-index -q pyproject.toml --extra test requirements.in -o requirements.txt
 
 clean:  ## remove what the build made; keep .venv
 	rm -rf _build .ruff_cache

@@ -2,7 +2,7 @@
 
 A figure is drawn by matplotlib with a stand-in for the text colour; `show` replaces it by the page's own, so that one
 vector picture serves both themes and stays sharp at any size. `interactive` adds range inputs that change only the
-artists that move. Neither needs anything from the network. Used by every chapter.
+artists that move. Neither needs anything from the network.
 """
 
 import base64

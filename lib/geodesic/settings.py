@@ -1,4 +1,4 @@
-"""What decides a run's numbers, checked and complete. Used by `experiment`, the command line and the sweeps."""
+"""What decides a run's numbers, checked and complete."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any

@@ -1,4 +1,4 @@
-"""Functionals of a measure, F(μ) = R(∫ Φ dμ) + ∫ V dμ, and their derivatives. Used by book/meanfield.md.
+"""Functionals of a measure, F(μ) = R(∫ Φ dμ) + ∫ V dμ, and their derivatives.
 
 A functional is known through one function, its value on weighted particles; everything else is differentiated from it:
 in the weights for the first variation, in the positions for the Wasserstein gradient. The two are tied by

@@ -1,9 +1,9 @@
 """Optimal transport from a continuous source onto n atoms: a stochastic Newton method with a held-out certificate.
 
-Used by book/aeot.md and `geodesic.aeot`. The Brenier potential u_h(x) = maxᵢ ⟨x, yᵢ⟩ + hᵢ sends the cell Wᵢ(h), where
-atom i attains the maximum, to yᵢ; it is optimal for the quadratic cost when every cell has mass νᵢ. The heights
-minimise the convex energy E(h) = ∫ u_h dμ − Σ νᵢhᵢ, whose gradient is μ(Wᵢ) − νᵢ and whose Hessian is the Laplacian of
-the graph of neighbouring cells. Cell masses are only seen through samples; the method uses each sample three times:
+The Brenier potential u_h(x) = maxᵢ ⟨x, yᵢ⟩ + hᵢ sends the cell Wᵢ(h), where atom i attains the maximum, to yᵢ; it is
+optimal for the quadratic cost when every cell has mass νᵢ. The heights minimise the convex energy E(h) = ∫ u_h dμ − Σ
+νᵢhᵢ, whose gradient is μ(Wᵢ) − νᵢ and whose Hessian is the Laplacian of the graph of neighbouring cells. Cell masses
+are only seen through samples; the method uses each sample three times:
 
 1. **Test.** A batch is drawn after the heights were fixed, as independent scrambled Sobol sequences. Products of the
    errors of *different* sequences estimate the squared relative error without the bias of sampling noise.
@@ -23,144 +23,27 @@ Source: Lei, An, Guo, Su, Liu, Luo, Yau & Gu, Engineering 6 (2020), the potentia
 | ν | weights | (n,) | their masses |
 | h | heights | (n,) | heights of the supporting planes, mean zero |
 | | counts | (replicates, n) | samples of each sequence in each cell |
-| τ | bandwidth | () | difference of scores below which `extend` blends |
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from geodesic.semidiscrete import _samples, _starts
 from geodesic.semidiscrete._newton import Newton, facets
-from geodesic.semidiscrete._samples import Frame, Source
+from geodesic.semidiscrete._potential import Potential, Progress
+from geodesic.semidiscrete._samples import Frame
 
 _REPLICATES = 8  # independent sequences in a batch
 _LOOKS = 16  # samples per atom whose second-best atom is looked up for the Hessian
 _PLANAR = 3  # largest dimension in which coarser problems give the start
 _FEW = 40  # atoms for which the Gaussian map is start enough
 _REMEASURE = 1e3  # damping at which a step moves nothing: the batch then measures the same heights again
-_ACTIVE = 32  # atoms among which `extend` may blend
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One batch: its size, the error it measured before it was used, and the step it led to."""
-
-    batch: int
-    samples: int  # drawn so far
-    error: float  # held-out relative error, noise removed
-    standard_error: float  # of `error` squared
-    gain: float  # share of the observed error that is not noise
-    empty: int  # cells without a sample
-
-
-@dataclass(frozen=True)
-class Potential:
-    """A Brenier potential with its certificate.
-
-    Attributes:
-        marginal_error: held-out relative cell-mass error, (Σ νᵢ (μ(Wᵢ)/νᵢ − 1)²)^½, corrected for sampling noise; the
-            root mean square of n μ(Wᵢ) − 1 for equal weights.
-        standard_error: standard error of the *square* of `marginal_error`.
-        iterations: batches drawn; samples: points drawn in all of them, not counting those of coarser problems.
-        bandwidth: median difference between best and second-best score, the default blending width of `extend`.
-    """
-
-    points: Float[Tensor, "n d"]
-    weights: Float[Tensor, " n"]
-    heights: Float[Tensor, " n"]
-    source: Source
-    marginal_error: float
-    standard_error: float
-    iterations: int
-    samples: int
-    bandwidth: float
-    history: tuple[Progress, ...] = field(repr=False, default=())
-
-    def cell(self, x: Float[Tensor, "m d"]) -> Int[Tensor, " m"]:
-        """Index of the cell of each x: the atom with the largest ⟨x, yᵢ⟩ + hᵢ. Cost O(m n d), memory O(m + n)."""
-        _check_dimension(x, self.points)
-        frame = Frame.of(self.points, self.source)
-        h = frame.shrink(self.heights)
-        return torch.cat([_samples.best(s)[0] for s in _samples.tiles(x.to(frame.atoms), frame.atoms, h)])
-
-    def transport(self, x: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
-        """T(x) = ∇u_h(x), the atom of the cell of x: the optimal map, discontinuous across the facets."""
-        return self.points[self.cell(x)]
-
-    def value(self, x: Float[Tensor, "m d"]) -> Float[Tensor, " m"]:
-        """u_h(x) = maxᵢ ⟨x, yᵢ⟩ + hᵢ."""
-        cell = self.cell(x)
-        return (x * self.points[cell]).sum(1) + self.heights[cell]
-
-    def energy(self, x: Float[Tensor, "m d"]) -> float:
-        """E(h) = mean u_h(x) − Σ νᵢhᵢ: at least the mean of ⟨x, y⟩ over every plan between x and the atoms."""
-        return float(self.value(x).double().mean() - (self.weights.double() * self.heights.double()).sum())
-
-    def fold_angle(self, x: Float[Tensor, "m d"]) -> Float[Tensor, " m"]:
-        """Dihedral angle (radians) at which the supporting planes of the two best atoms of x meet.
-
-        The normals are (yᵢ, −1), with the atoms centred and brought to the spread of the source, so that the angle
-        depends neither on the units of the target nor on its place.
-        """
-        frame = Frame.of(self.points, self.source)
-        _, atoms = self._leaders(x, frame, 2)
-        return _samples.dihedral(frame.atoms[atoms[:, 0]], frame.atoms[atoms[:, -1]])
-
-    def facet(self, x: Float[Tensor, "m d"]) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"], Float[Tensor, " m"]]:
-        """Best and second-best atom of each x, and the distance of x from the hyperplane where they tie."""
-        frame = Frame.of(self.points, self.source)
-        scores, atoms = self._leaders(x, frame, 2)
-        first, second = self.points[atoms[:, 0]], self.points[atoms[:, 1]]
-        return first, second, (scores[:, 0] - scores[:, 1]) * frame.scale / (first - second).norm(dim=1)
-
-    def extend(
-        self, x: Float[Tensor, "m d"], angle: float | None = None, bandwidth: float | None = None
-    ) -> Float[Tensor, "m d"]:
-        """Continuous piecewise-linear map that agrees with `transport` where one atom leads by the bandwidth τ.
-
-        It is the gradient of u_τ(x) = max over convex weights p of Σ pᵢ(⟨x, yᵢ⟩ + hᵢ) − (τ/2)‖p‖², so it is again an
-        optimal map. Near a corner of the cells the weights p move over the face of the dual (Delaunay) triangulation
-        that belongs to the corner: the map fills the triangulation, where the discrete map only hits its vertices.
-
-        Args:
-            x: points of the source.
-            angle: when given, an atom takes part only if its plane meets that of the cell's own atom at a dihedral
-                angle below it (radians): the map then jumps across the singular set instead of bridging it.
-            bandwidth: τ; the median lead when None.
-        """
-        frame = Frame.of(self.points, self.source)
-        weights, atoms = self._blend(x, frame, angle, bandwidth)
-        return (weights[:, :, None] * self.points[atoms]).sum(1)
-
-    def singular(self, x: Float[Tensor, "m d"], angle: float, bandwidth: float | None = None) -> Bool[Tensor, " m"]:
-        """Whether `extend` would bridge two atoms at x whose planes meet at more than `angle` (radians)."""
-        frame = Frame.of(self.points, self.source)
-        weights, atoms = self._blend(x, frame, None, bandwidth)
-        turned = _samples.dihedral(frame.atoms[atoms[:, :1]], frame.atoms[atoms]) > angle
-        return (turned & (weights > 0)).any(1)
-
-    def _leaders(self, x: Tensor, frame: Frame, k: int) -> tuple[Tensor, Tensor]:
-        """The k best scores of each x, in decreasing order, and their atoms."""
-        _check_dimension(x, self.points)
-        k = min(k, len(self.points))
-        h = frame.shrink(self.heights)
-        best = [s.topk(k, dim=1) for s in _samples.tiles(x.to(frame.atoms), frame.atoms, h)]
-        return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
-
-    def _blend(self, x: Tensor, frame: Frame, angle: float | None, bandwidth: float | None) -> tuple[Tensor, Tensor]:
-        width = (self.bandwidth if bandwidth is None else bandwidth) / frame.scale
-        scores, atoms = self._leaders(x, frame, _ACTIVE)
-        if angle is not None:
-            turned = _samples.dihedral(frame.atoms[atoms[:, :1]], frame.atoms[atoms]) > angle
-            turned[:, 0] = False
-            scores = scores.masked_fill(turned, -math.inf)
-        return _samples.project_to_simplex((scores - scores[:, :1]) / max(width, 1e-30)), atoms
 
 
 def solve(
@@ -345,14 +228,6 @@ def _deficit(frame: Frame, heights: Tensor, survey: _Survey, hidden: Tensor) -> 
     return deficit, touched
 
 
-def draw(
-    n: int, d: int, source: Source, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
-) -> Float[Tensor, "n d"]:
-    """Draw n quasi-random points of the source in dimension d, each with exactly its law."""
-    frame = Frame(torch.zeros(1, d, device=device), 1.0, source)
-    return torch.cat(list(_samples.sequence(n, d, frame, generator)))
-
-
 def _check(points: Tensor, weights: Tensor | None, source: str, tol: float) -> Float[Tensor, " n"]:
     n = len(points)
     if source not in ("cube", "normal"):
@@ -391,8 +266,3 @@ def _check_budget(n: int, tol: float, max_samples: int) -> None:
             f"tol = {tol:g} for {n} points cannot be certified with max_samples = {max_samples:,}: the test alone "
             f"takes about {needed:,} samples and the solution about {math.ceil(n / tol**2):,}"
         )
-
-
-def _check_dimension(x: Tensor, points: Tensor) -> None:
-    if x.shape[1] != points.shape[1]:
-        raise ValueError(f"x has dimension {x.shape[1]}, the atoms have {points.shape[1]}; use the same dimension")

@@ -1,8 +1,8 @@
 """Semi-discrete optimal transport in the unit square, exactly: power cells as polygons, Newton's method on the heights.
 
-Used by book/aeot.md and as the oracle of `geodesic.semidiscrete`. The source is uniform on [0, 1]², the targets are
-atoms yᵢ with weights νᵢ, u_h(x) = maxᵢ ⟨x, yᵢ⟩ + hᵢ is the Brenier potential and Wᵢ(h) the part of the square where
-atom i attains the maximum. The energy E(h) = ∫ u_h dx − Σ νᵢhᵢ is convex, with
+The source is uniform on [0, 1]², the targets are atoms yᵢ with weights νᵢ, u_h(x) = maxᵢ ⟨x, yᵢ⟩ + hᵢ is the Brenier
+potential and Wᵢ(h) the part of the square where atom i attains the maximum. The energy E(h) = ∫ u_h dx − Σ νᵢhᵢ is
+convex, with
 
     ∂E/∂hᵢ = |Wᵢ| − νᵢ      ∂²E/∂hᵢ∂hⱼ = −|Wᵢ ∩ Wⱼ| / ‖yᵢ − yⱼ‖   (i ≠ j, |·| the length of the common side).
 
