@@ -37,8 +37,9 @@ pdf: book  ## print the whole book into _build/book.pdf (needs Chromium)
 links: book  ## ask every external address of the book whether it still answers; no part of the tests
 	@$(BIN)/python book/_ext/links.py
 
-lab: .venv/installed  ## open the chapters as notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+# From the checkout, not from notebooks/: jupytext writes no text outside the folder that the server shows.
+lab: .venv/installed  ## open the chapters as notebooks in JupyterLab; what you save is in their text, too
+	@$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 test: lint pairs book  ## everything that CI checks
 	$(BIN)/python -m pytest -n 2 --dist loadfile -rs --nbval-lax --nbval-cell-timeout=300 \
@@ -54,10 +55,12 @@ lint: .venv/installed  ## style, formatting and common misspellings
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q . && $(BIN)/codespell book/*.md lib tests benchmarks *.md
 
 pairs: .venv/installed  ## each chapter's notebook says what its text says
-	@$(BIN)/python tests/check_pairs.py
+	@$(BIN)/python book/_ext/pairs.py --check
 
-notebooks: .venv/installed  ## write the notebooks from the chapters' text
-	@touch book/*.md && $(BIN)/jupytext --sync -q $$(sed -n "s|.*\(book/[a-z_0-9]*\)$$|\1.md|p" _toc.yml | xargs grep -l "^jupytext:")
+FROM ?=
+
+notebooks: .venv/installed  ## write what was edited, a chapter's text or its notebook, into the other
+	@$(BIN)/python book/_ext/pairs.py $(addprefix --prefer ,$(FROM))
 
 # Each can be stopped at any time: the same command continues where it stopped.
 GRIDS := notebooks/grids
