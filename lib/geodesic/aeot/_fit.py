@@ -99,7 +99,7 @@ class Model:
     @torch.no_grad()
     def sample(
         self, n: int, mode: str = "singularity-aware", generator: torch.Generator | None = None
-    ) -> Float[Tensor, n * shape]:
+    ) -> Float[Tensor, "n *shape"]:
         """Draw n new points.
 
         Args:
@@ -124,7 +124,7 @@ class Model:
 
 
 def fit(
-    x: Float[Tensor, n * shape],
+    x: Float[Tensor, "n *shape"],
     method: str = "ae-ot",
     recipe: Recipe | None = None,
     generator: torch.Generator | None = None,

@@ -18,16 +18,16 @@ from torch import Tensor
 
 @runtime_checkable
 class Functional(Protocol):
-    """A functional F of measures, known through its value on weighted particles; all else is differentiated from it.
+    """A functional F of measures, known through its value on weighted particles; all else is differentiated from it."""
 
-    Attributes:
-        inside: indicator of Θ, from (..., m, p) to a boolean (..., m); None where Θ is all of R^p.
-    """
-
-    inside: Callable[[Tensor], Tensor] | None
+    @property
+    def inside(self) -> Callable[[Tensor], Tensor] | None:
+        """Indicator of Θ, from (..., m, p) to a boolean (..., m); None where Θ is all of R^p."""
+        ...
 
     def energy(self, particles: Float[Tensor, "... m p"], weights: Float[Tensor, "... m"]) -> Float[Tensor, "..."]:
         """F(Σ_j w_j δ_{θ_j}), one value for each leading index; differentiable in both arguments."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -37,7 +38,7 @@ from torch import Tensor
 from geodesic.semidiscrete import _samples, _starts
 from geodesic.semidiscrete._newton import Newton, facets
 from geodesic.semidiscrete._potential import Potential, Progress
-from geodesic.semidiscrete._samples import Frame
+from geodesic.semidiscrete._samples import Frame, Source
 
 _REPLICATES = 8  # independent sequences in a batch
 _LOOKS = 16  # samples per atom whose second-best atom is looked up for the Hessian
@@ -79,9 +80,9 @@ def solve(
     n = len(points)
     max_samples = math.ceil((n + 512) * (2000 + 40 / tol**2)) if max_samples is None else max_samples
     _check_budget(n, tol, max_samples)
-    frame = Frame.of(points, source)
+    frame = Frame.of(points, cast(Source, source))
     if n == 1:
-        return Potential(points, weights, torch.zeros_like(weights), source, 0.0, 0.0, 0, 0, 0.0)
+        return Potential(points, weights, torch.zeros_like(weights), frame.source, 0.0, 0.0, 0, 0, 0.0)
     mass = weights.double()
     heights = _start(frame, mass, generator) if start is None else frame.shrink(_check_start(start, n)).double()
     heights, history, gap = _iterate(frame, mass, heights.to(points.device), tol, max_samples, generator)
@@ -95,7 +96,7 @@ def solve(
         points,
         weights,
         (heights - heights.mean()).to(points) * frame.scale,
-        source,
+        frame.source,
         last.error,
         last.standard_error,
         len(history),
@@ -113,7 +114,7 @@ def _iterate(
     batch = _REPLICATES * 2 ** max(math.floor(math.log2(2 * n)), 9)
     history: list[Progress] = []
     kept: Newton | None = None
-    damping = None
+    damping = 0.0
     while True:
         survey = _survey(frame, heights, batch, generator)
         square, noise, standard_error = _held_out(survey.counts, weights)
@@ -128,7 +129,7 @@ def _iterate(
             damping = max(4 * damping, 1e-2)
             batch = 2 * batch if gain < 2 / 3 else batch
         else:
-            damping = min(square, 1.0) if damping is None else damping / 4
+            damping = min(square, 1.0) if kept is None else damping / 4
             kept = _newton(frame, heights, survey, weights, (square, standard_error, gain))
             batch = 2 * batch if gain < 1 / 3 else batch
         heights = kept.step(damping)
