@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Several processes share the cores: one thread each, or they fight.
 test: export OMP_NUM_THREADS := 1
 
-.PHONY: help install book pdf links lab test faults sweep lint pairs notebooks results cifar-k1 cifar-k4 lock clean
+.PHONY: help install book pdf links lab test faults sweep lint types pairs notebooks results cifar-k1 cifar-k4 lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,7 +41,7 @@ links: book  ## ask every external address of the book whether it still answers;
 lab: .venv/installed  ## open the chapters as notebooks in JupyterLab; what you save is in their text, too
 	@$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
-test: lint pairs book  ## everything that CI checks
+test: lint types pairs book  ## everything that CI checks
 	$(BIN)/python -m pytest -n 2 --dist loadfile -rs --nbval-lax --nbval-cell-timeout=300 \
 	  --deselect tests/test_sweep.py::test_200_runs_survive_a_worker_and_two_clients tests notebooks
 
@@ -53,6 +53,9 @@ sweep: .venv/installed  ## execute a grid of runs: make sweep GRID=notebooks/gri
 
 lint: .venv/installed  ## style, formatting and common misspellings
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q . && $(BIN)/codespell book/*.md lib tests benchmarks *.md
+
+types: .venv/installed  ## pyright finds no more errors in a module than it did
+	@$(BIN)/python tests/check_types.py
 
 pairs: .venv/installed  ## each chapter's notebook says what its text says
 	@$(BIN)/python book/_ext/pairs.py --check

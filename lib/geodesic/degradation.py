@@ -261,7 +261,7 @@ def step_for_decrease(
     """
     value = loss(network(x), y)
     slopes = torch.autograd.grad(value, list(network.parameters()))
-    squared = sum(slope.square().sum() for slope in slopes).item()
+    squared = float(sum(slope.square().sum() for slope in slopes))
     if squared == 0:
         raise ValueError("the gradient is zero: no step lowers the loss; start from other weights")
     return share * value.item() / squared

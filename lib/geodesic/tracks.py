@@ -136,7 +136,9 @@ def track_distance(
         ValueError: for fewer than two states or non-finite values.
     Source: paper Definition 3, eq. (35).
     """
-    a, b = (_require_finite(track.flatten(2)) for track in map(_require_steps, (track_a, track_b)))
+    for track in (track_a, track_b):
+        _require_steps(track)
+    a, b = (_require_finite(track.flatten(2)) for track in (track_a, track_b))
     return (a - b).norm(dim=-1).amin(0)
 
 
