@@ -74,21 +74,6 @@ class PowerDiagram:
         columns = np.concatenate([j, i, i, j])
         return coo_array((np.concatenate([-rate, -rate, rate, rate]), (rows, columns)), shape=(n, n)).tocsr()
 
-    def transport_cost(self) -> float:
-        """Mean squared displacement Σᵢ ∫_{Wᵢ} ‖x − yᵢ‖² dx: W₂² when the areas are the weights."""
-        total = 0.0
-        for polygon, atom in zip(self.polygons, self.points, strict=True):
-            if len(polygon):
-                total += _second_moment(polygon - atom)
-        return total
-
-
-def _second_moment(polygon: Float[Tensor, "k 2"]) -> float:
-    """∫ ‖x‖² over a polygon, by triangles from the origin: cross/12 · (|a|² + ⟨a, b⟩ + |b|²) on each side ab."""
-    a, b = polygon, polygon.roll(-1, 0)
-    cross = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
-    return float((cross * ((a * a).sum(1) + (a * b).sum(1) + (b * b).sum(1))).sum() / 12)
-
 
 def _neighbours(points: np.ndarray, heights: np.ndarray) -> list[set[int]]:
     """Candidates for a common side: the edges of the lower hull of (yᵢ, −hᵢ), the dual (regular) triangulation."""
