@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Several processes share the cores: one thread each, or they fight.
 test: export OMP_NUM_THREADS := 1
 
-.PHONY: help install book pdf links lab test faults sweep lint pairs notebooks results cifar-k1 cifar-k4 lock clean
+.PHONY: help install book pdf links lab test faults sweep lint types pairs notebooks results cifar-k1 cifar-k4 lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,10 +37,11 @@ pdf: book  ## print the whole book into _build/book.pdf (needs Chromium)
 links: book  ## ask every external address of the book whether it still answers; no part of the tests
 	@$(BIN)/python book/_ext/links.py
 
-lab: .venv/installed  ## open the chapters as notebooks in JupyterLab
-	@$(BIN)/jupyter lab notebooks
+# From the checkout, not from notebooks/: jupytext writes no text outside the folder that the server shows.
+lab: .venv/installed  ## open the chapters as notebooks in JupyterLab; what you save is in their text, too
+	@$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
-test: lint pairs book  ## everything that CI checks
+test: lint types pairs book  ## everything that CI checks
 	$(BIN)/python -m pytest -n 2 --dist loadfile -rs --nbval-lax --nbval-cell-timeout=300 \
 	  --deselect tests/test_sweep.py::test_200_runs_survive_a_worker_and_two_clients tests notebooks
 
@@ -53,11 +54,16 @@ sweep: .venv/installed  ## execute a grid of runs: make sweep GRID=notebooks/gri
 lint: .venv/installed  ## style, formatting and common misspellings
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q . && $(BIN)/codespell book/*.md lib tests benchmarks *.md
 
-pairs: .venv/installed  ## each chapter's notebook says what its text says
-	@$(BIN)/python tests/check_pairs.py
+types: .venv/installed  ## pyright finds no more errors in a module than it did
+	@$(BIN)/python tests/check_types.py
 
-notebooks: .venv/installed  ## write the notebooks from the chapters' text
-	@touch book/*.md && $(BIN)/jupytext --sync -q $$(sed -n "s|.*\(book/[a-z_0-9]*\)$$|\1.md|p" _toc.yml | xargs grep -l "^jupytext:")
+pairs: .venv/installed  ## each chapter's notebook says what its text says
+	@$(BIN)/python book/_ext/pairs.py --check
+
+FROM ?=
+
+notebooks: .venv/installed  ## write what was edited, a chapter's text or its notebook, into the other
+	@$(BIN)/python book/_ext/pairs.py $(addprefix --prefer ,$(FROM))
 
 # Each can be stopped at any time: the same command continues where it stopped.
 GRIDS := notebooks/grids
@@ -78,9 +84,9 @@ cifar-k1: .venv/installed  ## full tier, K = 1 (DATASET=cifar100 for CIFAR-100, 
 cifar-k4: .venv/installed  ## full tier, K = 4
 	@$(BIN)/python -m geodesic sweep $(GRIDS)/$(DATASET)-k4.toml --device $(DEVICE) $(DOWNLOAD)
 
-lock: .venv/installed  ## compile requirements.in into requirements.txt
+lock: .venv/installed  ## compile pyproject.toml and requirements.in into requirements.txt
 	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --index-strategy first-index -q requirements.in -o requirements.txt
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --index-strategy first-index -q pyproject.toml --extra test requirements.in -o requirements.txt
 
 clean:  ## remove what the build made; keep .venv
 	rm -rf _build .ruff_cache

@@ -86,12 +86,6 @@ def test_newton_survives_tight_clusters(generator):
     torch.testing.assert_close(plane.solve(ring).diagram.areas, torch.full((32,), 1 / 32).double(), rtol=1e-8, atol=0)
 
 
-def test_transport_cost_to_the_centre_is_a_sixth():
-    """∫ ‖x − (½, ½)‖² over the unit square is 2/12."""
-    found = plane.solve(torch.tensor([[0.5, 0.5]]))
-    torch.testing.assert_close(found.diagram.transport_cost(), 1 / 6, rtol=1e-10, atol=0)
-
-
 def test_no_iterations_raise_with_the_error_reached(atoms):
     with pytest.raises(RuntimeError, match=r"relative error of .* in 0 steps"):
         plane.solve(atoms, max_iterations=0)

@@ -8,7 +8,7 @@ import pytest
 from spellchecker import SpellChecker
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted((ROOT / "book").glob("*.md")), ROOT / "README.md", ROOT / "CHANGES.md"]
+PAGES = [*sorted((ROOT / "book").glob("*.md")), *sorted(ROOT.glob("*.md"))]
 # Names and terms of the field that no general dictionary has.
 TERMS = set((ROOT / "tests" / "words.txt").read_text(encoding="utf-8").split())
 SHARED = {"biased", "program"}  # listed as American, and British as well

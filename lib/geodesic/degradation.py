@@ -2,8 +2,7 @@
 
 Two things are measured. How many random equations a ReLU chain can be made to satisfy, against the count of eqs 18–24.
 How far the change of a layer's output in one gradient step is from the one its gradient asks for, and how far a step of
-all layers at once is from steps of one layer after another (eqs 25–29). Used by book/degradation.md.
-Source: arXiv:2102.09235, section 3.
+all layers at once is from steps of one layer after another (eqs 25–29). Source: arXiv:2102.09235, section 3.
 
 | symbol | identifier | shape | meaning |
 |---|---|---|---|
@@ -262,7 +261,7 @@ def step_for_decrease(
     """
     value = loss(network(x), y)
     slopes = torch.autograd.grad(value, list(network.parameters()))
-    squared = sum(slope.square().sum() for slope in slopes).item()
+    squared = float(sum(slope.square().sum() for slope in slopes))
     if squared == 0:
         raise ValueError("the gradient is zero: no step lowers the loss; start from other weights")
     return share * value.item() / squared

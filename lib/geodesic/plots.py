@@ -2,7 +2,7 @@
 
 A figure is drawn by matplotlib with a stand-in for the text colour; `show` replaces it by the page's own, so that one
 vector picture serves both themes and stays sharp at any size. `interactive` adds range inputs that change only the
-artists that move. Neither needs anything from the network. Used by every chapter.
+artists that move. Neither needs anything from the network.
 """
 
 import base64
@@ -19,7 +19,9 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from geodesic import records
 
@@ -41,7 +43,7 @@ _STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
-    "axes.prop_cycle": mpl.cycler(color=list(COLOURS.values())),
+    "axes.prop_cycle": cycler(color=list(COLOURS.values())),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -68,7 +70,7 @@ def subplots(rows: int = 1, columns: int = 1, *, height: float = 3.0, **options:
 
 def shades(n: int) -> list[tuple[float, ...]]:
     """Ordered colours, n of them, from blue to vermilion, each legible on white and on black."""
-    ramp = mpl.colors.LinearSegmentedColormap.from_list("", [COLOURS["resnet"], "#857a70", COLOURS["plain"]])
+    ramp = LinearSegmentedColormap.from_list("", [COLOURS["resnet"], "#857a70", COLOURS["plain"]])
     return [ramp(k / max(1, n - 1)) for k in range(n)]
 
 
@@ -151,7 +153,7 @@ def interactive(
     Raises:
         ValueError: if no artist carries a gid, or a slider has fewer than two stops.
     """
-    gids = sorted({a.get_gid() for a in fig.findobj() if a.get_gid()})
+    gids = sorted({gid for artist in fig.findobj() if (gid := artist.get_gid())})
     if not gids or not sliders or min(map(len, sliders.values())) < 2:
         raise ValueError(f"{len(gids)} artists with a gid, stops {sliders}; a slider needs at least one and two")
     start = [0] * len(sliders) if start is None else list(start)

@@ -1,4 +1,4 @@
-"""What decides a run's numbers, checked and complete. Used by `experiment`, the command line and the sweeps."""
+"""What decides a run's numbers, checked and complete."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -16,7 +16,9 @@ _SMALL_OTS_POINTS = {"digits": (90, 180, 360), **dict.fromkeys(data.TOYS, (250, 
 class Settings(Recipe):
     """Everything that decides a run's numbers; its hash names the record. Every field says what it is in metadata."""
 
-    learning_rate: float | None = _setting(None, "peak step size of SGD; None takes 0.05, or 0.003 for planar clouds")
+    learning_rate: float | None = _setting(  # pyright: ignore[reportIncompatibleVariableOverride] (a number when made)
+        None, "peak step size of SGD; None takes 0.05, or 0.003 for planar clouds"
+    )
     dataset: str = _setting("digits", f"data set: {', '.join(data.NAMES)}")
     network: str = _setting("resnet", f"architecture: {', '.join(networks.NETWORKS)}")
     norm: str = _setting("none", f"normalisation: {', '.join(networks.NORMS)}")
@@ -54,12 +56,13 @@ class Settings(Recipe):
         for name in ("eval_points", "plane_points"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 2")
-        if any(n < 2 for n in self.ots_points):
+        if any(n < 2 for n in points):
             raise ValueError(f"ots_points={self.ots_points} must each be at least 2")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self) | {"ots_points": list(self.ots_points)}
+        values = asdict(self)
+        return values | {"ots_points": list(values["ots_points"])}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Settings":
@@ -72,4 +75,5 @@ class Settings(Recipe):
         if unknown := sorted(values.keys() - set(known)):
             raise ValueError(f"unknown setting {', '.join(unknown)}; there are: {', '.join(known)}")
         points = values.get("ots_points")
-        return cls(**values | {"ots_points": None if points is None else tuple(points)})
+        values = values | {"ots_points": None if points is None else tuple(points)}
+        return cls(**values)

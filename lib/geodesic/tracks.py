@@ -137,7 +137,9 @@ def track_distance(
         ValueError: for fewer than two states or non-finite values.
     Source: paper Definition 3, eq. (35).
     """
-    a, b = (_require_finite(track.flatten(2)) for track in map(_require_steps, (track_a, track_b)))
+    for track in (track_a, track_b):
+        _require_steps(track)
+    a, b = (_require_finite(track.flatten(2)) for track in (track_a, track_b))
     scale = _power_below(torch.maximum(_largest(a).amax(0), _largest(b).amax(0)))
     return (a / scale[:, None] - b / scale[:, None]).norm(dim=-1).amin(0) * scale
 

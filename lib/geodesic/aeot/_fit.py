@@ -1,8 +1,7 @@
 """AE-OT: an autoencoder learns the manifold, a semi-discrete optimal map carries noise onto its codes.
 
-Used by book/aeot.md and `geodesic.aeot.runs`. Three rivals share the decoder and its training budget: a non-saturating
-GAN, WGAN-GP and a VAE with a Gaussian prior. `fit` trains any of the four by name and returns a `Model` whose `sample`
-draws new points.
+Three rivals share the decoder and its training budget: a non-saturating GAN, WGAN-GP and a VAE with a Gaussian prior.
+`fit` trains any of the four by name and returns a `Model` whose `sample` draws new points.
 
 Source: Lei, An, Guo, Su, Liu, Luo, Yau & Gu, Engineering 6 (2020); Goodfellow et al., arXiv:1406.2661, Section 3
 (non-saturating loss); Gulrajani et al., arXiv:1704.00028 (gradient penalty); Kingma & Welling, arXiv:1312.6114.
@@ -100,7 +99,7 @@ class Model:
     @torch.no_grad()
     def sample(
         self, n: int, mode: str = "singularity-aware", generator: torch.Generator | None = None
-    ) -> Float[Tensor, n * shape]:
+    ) -> Float[Tensor, "n *shape"]:
         """Draw n new points.
 
         Args:
@@ -125,7 +124,7 @@ class Model:
 
 
 def fit(
-    x: Float[Tensor, n * shape],
+    x: Float[Tensor, "n *shape"],
     method: str = "ae-ot",
     recipe: Recipe | None = None,
     generator: torch.Generator | None = None,

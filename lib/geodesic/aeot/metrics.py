@@ -1,7 +1,7 @@
 """How good are generated points? Modes, quality, distance of distributions, and whether they were memorised.
 
-Used by book/aeot.md and `geodesic.aeot.runs`. On images the distances are taken in the features of a classifier of our
-own: the number is called a Fréchet distance, never FID, whose features are another network's.
+On images the distances are taken in the features of a classifier of our own: the number is called a Fréchet distance,
+never FID, whose features are another network's.
 
 Source: Srivastava et al., arXiv:1705.07761 (modes, high-quality share, reverse KL); Kynkäänniemi et al.,
 arXiv:1904.06991 (precision and recall); Heusel et al., arXiv:1706.08500 (Fréchet distance of Gaussians).

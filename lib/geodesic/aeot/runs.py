@@ -273,7 +273,7 @@ def _image_scores(fake: Tensor, real: Tensor, unit: float, images: data.Dataset,
     }
 
 
-def _strips(model: aeot.Model, steps: int = 10) -> Float[Tensor, n * shape]:
+def _strips(model: aeot.Model, steps: int = 10) -> Float[Tensor, "n *shape"]:
     """Two strips of images across large folds, then two across small ones: the continuous map along short segments.
 
     A strip crosses the facet between the two best cells of its middle point at a right angle.

@@ -2,8 +2,8 @@
 
 The discretisation is that of `_staggered`; densities have mean 1 inside the solver.
 
-Used by the chapter on geodesics through `geodesic.fluid`. Source: Benamou & Brenier (2000); Papadakis, Peyré & Oudet,
-"Optimal transport with proximal splitting" (2014), for the splitting; Condat (2013) for the relaxation.
+Source: Benamou & Brenier (2000); Papadakis, Peyré & Oudet, "Optimal transport with proximal splitting" (2014), for the
+splitting; Condat (2013) for the relaxation.
 
 | symbol | identifier | shape, meaning |
 |---|---|---|

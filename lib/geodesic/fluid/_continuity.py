@@ -4,8 +4,8 @@ One velocity field pushes particles (`push`) and a density on cells (`advect`); 
 splits a field into the gradient that moves mass and the part that only stirs. What needs a whole curve of densities
 (its energy, the geodesic) is in `_staggered` and `_benamou_brenier`.
 
-Used by the chapters on the continuity equation, geodesics, and weight decay. Source: paper eqs (1), (2), (8), (15);
-LeVeque, "Finite Volume Methods for Hyperbolic Problems" (2002) for upwind fluxes and the van Leer limiter.
+Source: paper eqs (1), (2), (8), (15); LeVeque, "Finite Volume Methods for Hyperbolic Problems" (2002) for upwind fluxes
+and the van Leer limiter.
 
 | symbol | identifier | shape, meaning |
 |---|---|---|

@@ -5,8 +5,8 @@ the times k/steps, momenta on the faces between cells at the times (k + ½)/step
 identity of sums. The energy of a face is m²/ρ with ρ the mean of the cells and times around it. One path of densities
 has many momenta: `least_momentum` is the cheapest, ρ times a gradient; with `swirl` added it carries the same path.
 
-Used by the chapter on geodesics through `geodesic.fluid`. Source: Papadakis, Peyré & Oudet, "Optimal transport with
-proximal splitting" (2014), section 3 for the staggered grid (they put the energy in the cells, we on the faces).
+Source: Papadakis, Peyré & Oudet, "Optimal transport with proximal splitting" (2014), section 3 for the staggered grid
+(they put the energy in the cells, we on the faces).
 
 | symbol | identifier | shape, meaning |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""Wasserstein gradient flows of functionals of a measure, followed by particles. Used by book/meanfield.md.
+"""Wasserstein gradient flows of functionals of a measure, followed by particles.
 
 The training of a wide two-layer network is a curve of probability measures over its neurons. With
 `f_μ = ∫ Φ(θ, ·) dμ(θ)` and `F(μ) = R(f_μ) + ∫ V dμ` it is the gradient flow of F for the Wasserstein metric,

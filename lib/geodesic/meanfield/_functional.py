@@ -1,4 +1,4 @@
-"""Functionals of a measure, F(μ) = R(∫ Φ dμ) + ∫ V dμ, and their derivatives. Used by book/meanfield.md.
+"""Functionals of a measure, F(μ) = R(∫ Φ dμ) + ∫ V dμ, and their derivatives.
 
 A functional is known through one function, its value on weighted particles; everything else is differentiated from it:
 in the weights for the first variation, in the positions for the Wasserstein gradient. The two are tied by
@@ -18,16 +18,16 @@ from torch import Tensor
 
 @runtime_checkable
 class Functional(Protocol):
-    """A functional F of measures, known through its value on weighted particles; all else is differentiated from it.
+    """A functional F of measures, known through its value on weighted particles; all else is differentiated from it."""
 
-    Attributes:
-        inside: indicator of Θ, from (..., m, p) to a boolean (..., m); None where Θ is all of R^p.
-    """
-
-    inside: Callable[[Tensor], Tensor] | None
+    @property
+    def inside(self) -> Callable[[Tensor], Tensor] | None:
+        """Indicator of Θ, from (..., m, p) to a boolean (..., m); None where Θ is all of R^p."""
+        ...
 
     def energy(self, particles: Float[Tensor, "... m p"], weights: Float[Tensor, "... m"]) -> Float[Tensor, "..."]:
         """F(Σ_j w_j δ_{θ_j}), one value for each leading index; differentiable in both arguments."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Neurons, losses and teachers for `geodesic.meanfield`. Used by book/meanfield.md and the recorded runs.
+"""Neurons, losses and teachers for `geodesic.meanfield`.
 
 Each of the first three functions fixes the inputs x_1 … x_n and returns the function of (particles, weights) that is
 ∫ Φ(θ, ·) dμ(θ) on them, in one pass that never holds the (m, n, k) array of single neurons. The losses return R;

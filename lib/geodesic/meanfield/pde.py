@@ -1,7 +1,5 @@
 """The same gradient flow as a partial differential equation on a grid, to check the particles against.
 
-Used by book/meanfield.md.
-
     ∂_t ρ = ∇·(ρ ∇F′(ρ)) + τ Δρ   on a box, no flux through its sides,
 
 by finite volumes in any dimension (meant for 1 and 2): the velocity −∇F′ lives on the faces, the density is taken from

@@ -2,15 +2,17 @@
 
 | module | one job |
 |---|---|
-| `_solver` | the stochastic Newton method, and the Brenier potential that it finds |
+| `_potential` | the Brenier potential, its maps and its certificate; draws of the source |
+| `_solver` | the stochastic Newton method that finds it |
 | `_newton` | a Newton step on the graph of neighbouring cells |
 | `_starts` | heights to begin with |
 | `_samples` | samples of the source, and the scores of atoms at them |
 | `plane` | exact cells in the unit square, the oracle; imported by name |
 """
 
+from geodesic.semidiscrete._potential import Potential, Progress, draw
 from geodesic.semidiscrete._samples import Source
-from geodesic.semidiscrete._solver import Potential, Progress, draw, solve
+from geodesic.semidiscrete._solver import solve
 
 __all__ = [
     "Potential",

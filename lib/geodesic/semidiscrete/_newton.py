@@ -1,4 +1,4 @@
-"""Newton steps on the graph of neighbouring power cells, estimated from samples. Used by `geodesic.semidiscrete`.
+"""Newton steps on the graph of neighbouring power cells, estimated from samples.
 
 The Hessian of the semi-discrete energy is the Laplacian of a graph: cells i and j are joined with the rate at which
 mass crosses their facet when a height changes, μ(facet)/‖yᵢ − yⱼ‖. A sample of cell i whose second-best atom is j, at a

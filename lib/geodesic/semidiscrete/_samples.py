@@ -1,4 +1,4 @@
-"""Scores, samples and weights shared by the semi-discrete solver and its potential. Used by `geodesic.semidiscrete`.
+"""Scores, samples and weights shared by the semi-discrete solver and its potential.
 
 A score is ⟨x, yᵢ⟩ + hᵢ. All scores of many samples never fit in memory, so they are made in blocks of rows and reduced
 at once.

@@ -1,9 +1,9 @@
 """Optimal transport from a continuous source onto n atoms: a stochastic Newton method with a held-out certificate.
 
-Used by book/aeot.md and `geodesic.aeot`. The Brenier potential u_h(x) = maxᵢ ⟨x, yᵢ⟩ + hᵢ sends the cell Wᵢ(h), where
-atom i attains the maximum, to yᵢ; it is optimal for the quadratic cost when every cell has mass νᵢ. The heights
-minimise the convex energy E(h) = ∫ u_h dμ − Σ νᵢhᵢ, whose gradient is μ(Wᵢ) − νᵢ and whose Hessian is the Laplacian of
-the graph of neighbouring cells. Cell masses are only seen through samples; the method uses each sample three times:
+The Brenier potential u_h(x) = maxᵢ ⟨x, yᵢ⟩ + hᵢ sends the cell Wᵢ(h), where atom i attains the maximum, to yᵢ; it is
+optimal for the quadratic cost when every cell has mass νᵢ. The heights minimise the convex energy E(h) = ∫ u_h dμ − Σ
+νᵢhᵢ, whose gradient is μ(Wᵢ) − νᵢ and whose Hessian is the Laplacian of the graph of neighbouring cells. Cell masses
+are only seen through samples; the method uses each sample three times:
 
 1. **Test.** A batch is drawn after the heights were fixed, as independent scrambled Sobol sequences. Products of the
    errors of *different* sequences estimate the squared relative error without the bias of sampling noise.
@@ -23,20 +23,21 @@ Source: Lei, An, Guo, Su, Liu, Luo, Yau & Gu, Engineering 6 (2020), the potentia
 | ν | weights | (n,) | their masses |
 | h | heights | (n,) | heights of the supporting planes, mean zero |
 | | counts | (replicates, n) | samples of each sequence in each cell |
-| τ | bandwidth | () | difference of scores below which `extend` blends |
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import cast
 
 import torch
-from jaxtyping import Bool, Float, Int, Real
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from geodesic.semidiscrete import _samples, _starts
 from geodesic.semidiscrete._newton import Newton, facets
+from geodesic.semidiscrete._potential import Potential, Progress
 from geodesic.semidiscrete._samples import Frame, Source
 
 _REPLICATES = 8  # independent sequences in a batch
@@ -44,126 +45,6 @@ _LOOKS = 16  # samples per atom whose second-best atom is looked up for the Hess
 _PLANAR = 3  # largest dimension in which coarser problems give the start
 _FEW = 40  # atoms for which the Gaussian map is start enough
 _REMEASURE = 1e3  # damping at which a step moves nothing: the batch then measures the same heights again
-_ACTIVE = 32  # atoms among which `extend` may blend
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One batch: its size, the error it measured before it was used, and the step it led to."""
-
-    batch: int
-    samples: int  # drawn so far
-    error: float  # held-out relative error, noise removed
-    standard_error: float  # of `error` squared
-    gain: float  # share of the observed error that is not noise
-    empty: int  # cells without a sample
-
-
-@dataclass(frozen=True)
-class Potential:
-    """A Brenier potential with its certificate.
-
-    Attributes:
-        marginal_error: held-out relative cell-mass error, (Σ νᵢ (μ(Wᵢ)/νᵢ − 1)²)^½, corrected for sampling noise; the
-            root mean square of n μ(Wᵢ) − 1 for equal weights.
-        standard_error: standard error of the *square* of `marginal_error`.
-        iterations: batches drawn; samples: points drawn in all of them, not counting those of coarser problems.
-        bandwidth: median difference between best and second-best score, the default blending width of `extend`.
-    """
-
-    points: Float[Tensor, "n d"]
-    weights: Float[Tensor, " n"]
-    heights: Float[Tensor, " n"]
-    source: Source
-    marginal_error: float
-    standard_error: float
-    iterations: int
-    samples: int
-    bandwidth: float
-    history: tuple[Progress, ...] = field(repr=False, default=())
-
-    def cell(self, x: Real[Tensor, "m d"]) -> Int[Tensor, " m"]:
-        """Index of the cell of each x: the atom with the largest ⟨x, yᵢ⟩ + hᵢ. Cost O(m n d), memory O(m + n)."""
-        x, frame = _checked(x, self.points), Frame.of(self.points, self.source)
-        h = frame.shrink(self.heights)
-        return torch.cat([_samples.best(s)[0] for s in _samples.tiles(x.to(frame.atoms), frame.atoms, h)])
-
-    def transport(self, x: Real[Tensor, "m d"]) -> Float[Tensor, "m d"]:
-        """T(x) = ∇u_h(x), the atom of the cell of x: the optimal map, discontinuous across the facets."""
-        return self.points[self.cell(x)]
-
-    def value(self, x: Real[Tensor, "m d"]) -> Float[Tensor, " m"]:
-        """u_h(x) = maxᵢ ⟨x, yᵢ⟩ + hᵢ."""
-        cell = self.cell(x)
-        return (x * self.points[cell]).sum(1) + self.heights[cell]
-
-    def energy(self, x: Real[Tensor, "m d"]) -> float:
-        """E(h) = mean u_h(x) − Σ νᵢhᵢ: at least the mean of ⟨x, y⟩ over every plan between x and the atoms."""
-        return float(self.value(x).double().mean() - (self.weights.double() * self.heights.double()).sum())
-
-    def fold_angle(self, x: Real[Tensor, "m d"]) -> Float[Tensor, " m"]:
-        """Dihedral angle (radians) at which the supporting planes of the two best atoms of x meet.
-
-        The normals are (yᵢ, −1), with the atoms centred and brought to the spread of the source, so that the angle
-        depends neither on the units of the target nor on its place.
-        """
-        frame = Frame.of(self.points, self.source)
-        _, atoms = self._leaders(x, frame, 2)
-        return _samples.dihedral(frame.atoms[atoms[:, 0]], frame.atoms[atoms[:, -1]])
-
-    def facet(self, x: Real[Tensor, "m d"]) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"], Float[Tensor, " m"]]:
-        """Best and second-best atom of each x, and the distance of x from the hyperplane where they tie."""
-        frame = Frame.of(self.points, self.source)
-        scores, atoms = self._leaders(x, frame, 2)
-        ahead = (frame.atoms[atoms[:, 0]] - frame.atoms[atoms[:, 1]]).norm(dim=1)
-        return self.points[atoms[:, 0]], self.points[atoms[:, 1]], (scores[:, 0] - scores[:, 1]) / ahead
-
-    def extend(
-        self, x: Real[Tensor, "m d"], angle: float | None = None, bandwidth: float | None = None
-    ) -> Float[Tensor, "m d"]:
-        """Continuous piecewise-linear map that agrees with `transport` where one atom leads by the bandwidth τ.
-
-        It is the gradient of u_τ(x) = max over convex weights p of Σ pᵢ(⟨x, yᵢ⟩ + hᵢ) − (τ/2)‖p‖², so it is again an
-        optimal map. Near a corner of the cells the weights p move over the face of the dual (Delaunay) triangulation
-        that belongs to the corner: the map fills the triangulation, where the discrete map only hits its vertices.
-
-        Args:
-            x: points of the source.
-            angle: when given, an atom takes part only if its plane meets that of the cell's own atom at a dihedral
-                angle below it (radians): the map then jumps across the singular set instead of bridging it.
-            bandwidth: τ; the median lead when None.
-        """
-        frame = Frame.of(self.points, self.source)
-        weights, atoms = self._blend(x, frame, angle, bandwidth)
-        return (weights[:, :, None] * self.points[atoms]).sum(1)
-
-    def singular(self, x: Real[Tensor, "m d"], angle: float, bandwidth: float | None = None) -> Bool[Tensor, " m"]:
-        """Whether `extend` would bridge two atoms at x whose planes meet at more than `angle` (radians)."""
-        frame = Frame.of(self.points, self.source)
-        weights, atoms = self._blend(x, frame, None, bandwidth)
-        turned = _samples.dihedral(frame.atoms[atoms[:, :1]], frame.atoms[atoms]) > angle
-        return (turned & (weights > 0)).any(1)
-
-    def _leaders(self, x: Tensor, frame: Frame, k: int) -> tuple[Tensor, Tensor]:
-        """The k best scores of each x, in decreasing order, and their atoms."""
-        x = _checked(x, self.points)
-        k = min(k, len(self.points))
-        h = frame.shrink(self.heights)
-        best = [s.topk(k, dim=1) for s in _samples.tiles(x.to(frame.atoms), frame.atoms, h)]
-        return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
-
-    def _blend(self, x: Tensor, frame: Frame, angle: float | None, bandwidth: float | None) -> tuple[Tensor, Tensor]:
-        if bandwidth is not None and not bandwidth >= 0:
-            raise ValueError(f"bandwidth is {bandwidth}; it is a difference of scores, at least 0")
-        if angle is not None and not angle >= 0:
-            raise ValueError(f"angle is {angle}; it is in radians, at least 0")
-        width = (self.bandwidth if bandwidth is None else bandwidth) / frame.scale
-        scores, atoms = self._leaders(x, frame, _ACTIVE)
-        if angle is not None:
-            turned = _samples.dihedral(frame.atoms[atoms[:, :1]], frame.atoms[atoms]) > angle
-            turned[:, 0] = False
-            scores = scores.masked_fill(turned, -math.inf)
-        return _samples.project_to_simplex((scores - scores[:, :1]) / max(width, 1e-30)), atoms
 
 
 def solve(
@@ -202,9 +83,9 @@ def solve(
     weights, n = _samples.check_atoms(points, weights), len(points)
     max_samples = math.ceil((n + 512) * (2000 + 40 / tol**2)) if max_samples is None else max_samples
     _check_budget(n, tol, max_samples)
-    frame = Frame.of(points, source)
+    frame = Frame.of(points, cast(Source, source))
     if n == 1:
-        return Potential(points, weights, torch.zeros_like(weights), source, 0.0, 0.0, 0, 0, 0.0)
+        return Potential(points, weights, torch.zeros_like(weights), frame.source, 0.0, 0.0, 0, 0, 0.0)
     mass = weights.double()
     heights = _start(frame, mass, generator) if start is None else frame.shrink(_check_start(start, n)).double()
     heights, history, gap = _iterate(frame, mass, heights.to(points.device), tol, max_samples, generator)
@@ -221,7 +102,7 @@ def solve(
         points,
         weights,
         heights,
-        source,
+        frame.source,
         last.error,
         last.standard_error,
         len(history),
@@ -239,7 +120,7 @@ def _iterate(
     batch = _REPLICATES * 2 ** max(math.floor(math.log2(2 * n)), 9)
     history: list[Progress] = []
     kept: Newton | None = None
-    damping = None
+    damping = 0.0
     while True:
         survey = _survey(frame, heights, batch, generator)
         square, noise, standard_error = _held_out(survey.counts, weights)
@@ -254,7 +135,7 @@ def _iterate(
             damping = max(4 * damping, 1e-2)
             batch = 2 * batch if gain < 2 / 3 else batch
         else:
-            damping = min(square, 1.0) if damping is None else damping / 4
+            damping = min(square, 1.0) if kept is None else damping / 4
             kept = _newton(frame, heights, survey, weights, (square, standard_error, gain))
             batch = 2 * batch if gain < 1 / 3 else batch
         heights = kept.step(damping)
@@ -354,20 +235,6 @@ def _deficit(frame: Frame, heights: Tensor, survey: _Survey, hidden: Tensor) -> 
     return deficit, touched
 
 
-def draw(
-    n: int, d: int, source: str, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
-) -> Float[Tensor, "n d"]:
-    """Draw n quasi-random points of the source in dimension d, each with exactly its law.
-
-    Raises:
-        ValueError: for an unknown source, no points, or a dimension that is not within 1 … 21201.
-    """
-    if n < 1 or d < 1:
-        raise ValueError(f"{n} points in dimension {d} are none; ask for at least one, in at least one dimension")
-    frame = Frame(torch.zeros(1, d, device=device), 1.0, source)
-    return torch.cat(list(_samples.sequence(n, d, frame, generator)))
-
-
 def _check_start(start: Tensor, n: int) -> Tensor:
     if len(start) != n:
         raise ValueError(f"start has {len(start)} heights for {n} points; give one to each point")
@@ -382,10 +249,3 @@ def _check_budget(n: int, tol: float, max_samples: int) -> None:
             f"tol = {tol:g} for {n} points cannot be certified with max_samples = {max_samples:,}: the test alone "
             f"takes about {needed:,} samples and the solution about {math.ceil(n / tol**2):,}"
         )
-
-
-def _checked(x: Tensor, points: Tensor) -> Tensor:
-    """Points of the source, in the dimension of the atoms."""
-    if x.shape[1] != points.shape[1]:
-        raise ValueError(f"x has dimension {x.shape[1]}, the atoms have {points.shape[1]}; use the same dimension")
-    return _samples.real(x, "points of the source")

@@ -1,4 +1,4 @@
-"""Heights to begin with: those of a Gaussian map, or those of a coarser problem. Used by `geodesic.semidiscrete`.
+"""Heights to begin with: those of a Gaussian map, or those of a coarser problem.
 
 The conjugate of the Brenier potential, u*(y) = sup ⟨x, y⟩ − u(x), has the values −hᵢ at the atoms and as its gradient
 the inverse of the optimal map. Where the source has full support that gradient is continuous, however split the atoms

@@ -1,8 +1,8 @@
 """Semi-discrete optimal transport in the unit square, exactly: power cells as polygons, Newton's method on the heights.
 
-Used by book/aeot.md and as the oracle of `geodesic.semidiscrete`. The source is uniform on [0, 1]², the targets are
-atoms yᵢ with weights νᵢ, u_h(x) = maxᵢ ⟨x, yᵢ⟩ + hᵢ is the Brenier potential and Wᵢ(h) the part of the square where
-atom i attains the maximum. The energy E(h) = ∫ u_h dx − Σ νᵢhᵢ is convex, with
+The source is uniform on [0, 1]², the targets are atoms yᵢ with weights νᵢ, u_h(x) = maxᵢ ⟨x, yᵢ⟩ + hᵢ is the Brenier
+potential and Wᵢ(h) the part of the square where atom i attains the maximum. The energy E(h) = ∫ u_h dx − Σ νᵢhᵢ is
+convex, with
 
     ∂E/∂hᵢ = |Wᵢ| − νᵢ      ∂²E/∂hᵢ∂hⱼ = −|Wᵢ ∩ Wⱼ| / ‖yᵢ − yⱼ‖   (i ≠ j, |·| the length of the common side).
 
@@ -75,21 +75,6 @@ class PowerDiagram:
         rows = np.concatenate([i, j, i, j])
         columns = np.concatenate([j, i, i, j])
         return coo_array((np.concatenate([-rate, -rate, rate, rate]), (rows, columns)), shape=(n, n)).tocsr()
-
-    def transport_cost(self) -> float:
-        """Mean squared displacement Σᵢ ∫_{Wᵢ} ‖x − yᵢ‖² dx: W₂² when the areas are the weights."""
-        total = 0.0
-        for polygon, atom in zip(self.polygons, self.points, strict=True):
-            if len(polygon):
-                total += _second_moment(polygon - atom)
-        return total
-
-
-def _second_moment(polygon: Float[Tensor, "k 2"]) -> float:
-    """∫ ‖x‖² over a polygon, by triangles from the origin: cross/12 · (|a|² + ⟨a, b⟩ + |b|²) on each side ab."""
-    a, b = polygon, polygon.roll(-1, 0)
-    cross = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
-    return float((cross * ((a * a).sum(1) + (a * b).sum(1) + (b * b).sum(1))).sum() / 12)
 
 
 def _neighbours(points: np.ndarray, heights: np.ndarray) -> list[set[int]]:

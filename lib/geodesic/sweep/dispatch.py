@@ -1,6 +1,6 @@
 """The client's side of a sweep: find or start workers, check them, hand out the runs, show how it goes.
 
-Used by `python -m geodesic sweep`; what a worker does with a run is in `worker`.
+What a worker does with a run is in `worker`.
 """
 
 import contextlib
@@ -23,6 +23,8 @@ from geodesic.sweep.worker import Job, Outcome
 
 _ANSWER = 15.0  # seconds in which a scheduler must answer
 _LOOK_AGAIN = 2.0  # seconds between looks at a run that another sweep computes
+# What the extra `sweep` installs; a kernel is started by name, so that nothing here imports the last.
+_EXTRA = ("papermill", "dask", "distributed", "nbclient", "nbformat", "jupyter_client", "ipykernel")
 # Of a cluster started here: a worker gets no run that it cannot begin; and Dask, which by default looks at itself a
 # hundred times a second, in every process, leaves the cores to the runs (of two cores it took four hundredths).
 _LOCAL = {
@@ -59,8 +61,13 @@ def execute(grid: Grid, runs: Sequence[Run], options: Options, expected: Mapping
 
     Raises:
         ValueError: for settings that cannot run where the workers are.
-        RuntimeError: if the cluster is not fit for it, or its scheduler goes away.
+        RuntimeError: if a library of the extra `sweep` is missing, the cluster is not fit, or its scheduler goes away.
     """
+    if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
+        raise RuntimeError(
+            f"a sweep needs {', '.join(missing)}: run pip install '.[sweep]' in the checkout of geodesic, "
+            "or compute the runs with --in-process, which needs none of them"
+        )
     with _connect(options) as (client, width):
         _inspect(client, grid, options.show)
         if grid.experiment:
@@ -243,8 +250,10 @@ def _root(options: Options) -> str:
 
 def cores() -> int:
     """Processor cores that this process may use, as affinity and a container's limits say."""
-    from dask.system import CPU_COUNT
-
+    try:
+        from dask.system import CPU_COUNT
+    except ModuleNotFoundError:  # a dry run, which begins nothing
+        return len(os.sched_getaffinity(0))
     return int(CPU_COUNT)
 
 

@@ -1,8 +1,8 @@
 """Papermill with a kernel that cannot outstay its time: private sockets, its own process group, a hard deadline.
 
-Used by `worker`. Papermill's own engine opens TCP ports that simultaneous kernels can snatch from each other
-(nteract/papermill#239), its timeout is a request that a hung kernel does not hear, and it imports everything anew in
-every kernel, where ours is a fork of a warm parent.
+Papermill's own engine opens TCP ports that simultaneous kernels can snatch from each other (nteract/papermill#239), its
+timeout is a request that a hung kernel does not hear, and it imports everything anew in every kernel, where ours is a
+fork of a warm parent.
 """
 
 import contextlib

@@ -2,7 +2,7 @@
 
 The imports of a run take seconds of processor time, a fork takes milliseconds; on small runs that is most of the cost.
 `Parent` is the worker's side; `python -m geodesic.sweep.warm` is the parent, which serves until the worker is gone. Its
-kernels watch it and end with it. Used by `kernel`.
+kernels watch it and end with it.
 """
 
 import contextlib
