@@ -1,4 +1,4 @@
-"""Images per second of our training against a plain PyTorch loop, stacks against single runs, and the cost of scoring.
+"""Images per second of our training against a plain PyTorch loop, and the cost of scoring.
 
     python benchmarks/training.py [--cifar folder:cifar10] [--device cuda]
 
@@ -12,7 +12,6 @@ more; the accuracy is that on test points at the end. Of K=4 a CPU sees so few i
 nothing.
 *peak*: the fastest square product of matrices, in either precision; a rate becomes a fraction of it by the counted
 operations of one image, forward and backward. Convolutions on a CPU come from another library than products do.
-*stacked*: `stacked.train` against the same members one after another, in that precision, images per second of all.
 *scoring*: `measure.evaluate` (loss, accuracy, early exits, all scores) against the bare forward pass, and between
 them the pass that keeps all states. Memory is the peak of a process of its own, beyond network and points.
 
@@ -35,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from geodesic import data, devices, measure, networks, records, stacked, training
+from geodesic import data, devices, measure, networks, records, training
 from geodesic.data import Dataset
 from geodesic.networks import Network
 from geodesic.training import Progress, Recipe
@@ -45,7 +44,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 RECIPE = Recipe(weight_decay=5e-4, learning_rate=0.02)
-LAMBDAS = (0.0, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
 class Problem(NamedTuple):
@@ -64,7 +62,6 @@ class Size(NamedTuple):
     epochs: int
     test: int  # points of the accuracy
     score: int  # points of the scoring pass
-    members: int  # of the stack; 1: no stack
 
 
 PROBLEMS = {
@@ -74,14 +71,14 @@ PROBLEMS = {
 }
 SIZES = {
     "cpu": {
-        "mnist": Size(10240, 4, 5000, 4000, 3),
-        "cifar-k1": Size(2048, 3, 1000, 1000, 2),
-        "cifar-k4": Size(128, 3, 50, 100, 1),
+        "mnist": Size(10240, 4, 5000, 4000),
+        "cifar-k1": Size(2048, 3, 1000, 1000),
+        "cifar-k4": Size(128, 3, 50, 100),
     },
     "cuda": {
-        "mnist": Size(60000, 6, 10000, 10000, 27),
-        "cifar-k1": Size(50000, 6, 10000, 10000, 9),
-        "cifar-k4": Size(50000, 4, 10000, 5000, 1),
+        "mnist": Size(60000, 6, 10000, 10000),
+        "cifar-k1": Size(50000, 6, 10000, 10000),
+        "cifar-k4": Size(50000, 4, 10000, 5000),
     },
 }
 
@@ -227,30 +224,6 @@ def compare_training(
     return rows
 
 
-def compare_stack(name: str, problem: Problem, size: Size, dataset: Dataset, precision: str) -> dict[str, Any]:
-    """Members of different λ, one after another and as one stack."""
-    members = size.members
-    recipes = [
-        replace(RECIPE, weight_decay=LAMBDAS[k % len(LAMBDAS)], batch_size=problem.batch, epochs=2, precision=precision)
-        for k in range(members)
-    ]
-    apart, together = [], Laps()
-    for k, recipe in enumerate(recipes):
-        by_ours(build(problem, dataset, k), dataset, recipe, laps := Laps())
-        apart.append(statistics.median(laps.seconds))
-    nets = [build(problem, dataset, k) for k in range(members)]
-    generators = [torch.Generator().manual_seed(1) for _ in nets]
-    clocks = [together, *[lambda progress: {}] * (members - 1)]
-    stacked.train(nets, [dataset] * members, recipes, generators=generators, on_epoch=clocks)
-    images = members * (len(dataset.y_train) // problem.batch * problem.batch)
-    row = {"problem": name, "members": members, "train": len(dataset.y_train), "batch": problem.batch}
-    row |= {"apart_images_per_second": images / sum(apart)}
-    row |= {"stacked_images_per_second": images / statistics.median(together.seconds)}
-    row["times_as_fast"] = row["stacked_images_per_second"] / row["apart_images_per_second"]
-    print(f"{name:<9} {members} members stacked: {row['times_as_fast']:.2f}x one after another", flush=True)
-    return row
-
-
 def forward(network: Network, x: torch.Tensor, y: torch.Tensor) -> None:
     """Logits, batch by batch as in scoring."""
     del y
@@ -327,13 +300,13 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def everything(options: argparse.Namespace) -> dict[str, Any]:
     """Everything, problem by problem."""
     device = devices.find(options.device)
     square = 2048 if device.type == "cpu" else 8192
     peaks = {precision: peak(device, precision, square) for precision in training.PRECISIONS}
     print(", ".join(f"{precision} {rate / 1e9:.0f} GFLOP/s" for precision, rate in peaks.items()))
-    found: dict[str, Any] = {"peak_operations_per_second": peaks, "training": [], "stacked": [], "scoring": []}
+    found: dict[str, Any] = {"peak_operations_per_second": peaks, "training": [], "scoring": []}
     for name in options.problems:
         problem, size = PROBLEMS[name], SIZES[device.type][name]
         kind = options.cifar if problem.dataset == "cifar" else problem.dataset
@@ -342,8 +315,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         dataset = dataset.take(min(points, len(dataset.y_train)), max(50, round(options.scale * size.test)))
         size = size._replace(score=max(50, round(options.scale * size.score)))
         found["training"] += compare_training(name, problem, size, dataset, peaks)
-        if size.members > 1:
-            found["stacked"].append(compare_stack(name, problem, size, dataset, max(peaks, key=peaks.get)))
         found["scoring"] += compare_scoring(name, problem, size, dataset, options.repeats)
     return found
 
@@ -362,7 +333,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     start, load = time.perf_counter(), round(os.getloadavg()[0], 1)
-    found = {"load_before": load, "cores": os.cpu_count(), "scale": options.scale, **measure(options)}
+    found = {"load_before": load, "cores": os.cpu_count(), "scale": options.scale, **everything(options)}
     found["provenance"] = records.provenance(options.device, time.perf_counter() - start)
     options.out.mkdir(parents=True, exist_ok=True)
     peaks = found["peak_operations_per_second"]

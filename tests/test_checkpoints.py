@@ -66,7 +66,7 @@ def test_everything_comes_back(tmp_path, shared):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (checkpoints.identity("abd", {"weight_decay": 0.1}, "cpu"), "it is of other data (data abc, here abd)"),
+        (checkpoints.identity("0a1", {"weight_decay": 0.1}, "cpu"), "it is of other data (data abc, here 0a1)"),
         (checkpoints.identity("abc", {"weight_decay": 0.2}, "cpu"), "it is of other settings"),
         (
             checkpoints.identity("abc", {"weight_decay": 0.1}, "cuda:1"),
