@@ -7,9 +7,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 from geodesic import experiment, records, sweep
 from geodesic.__main__ import main
 from geodesic.sweep import inline
+from safetensors.torch import save_file
 
 SETTINGS = {"epochs": 2, "batch_size": 64, "n_train": 200, "width": 8, "ots_points": [50], "eval_points": 50}
 
@@ -97,16 +99,25 @@ def test_a_budget_ends_the_sweep_and_the_same_command_goes_on(grid, tmp_path, ca
     assert not list((tmp_path / "records").glob("*.json"))
 
 
-def test_no_run_is_begun_that_is_not_expected_to_end(grid):
+def test_no_run_is_begun_that_is_not_expected_to_end(grid, tmp_path):
     """What ended here tells; a kind that nobody knows is tried."""
     runs = sweep.read(grid()).runs
-    clock = inline._Clock(inline.time.monotonic(), 10.0, {runs[0].name: 100.0})
+    clock = inline._Clock(inline.time.monotonic(), 10.0, {runs[0].name: 100.0}, tmp_path)
     assert not clock.enough_for(runs[0])
     assert clock.enough_for(runs[1])  # another network: never seen
     clock.learn(inline.Outcome(runs[0].name, "computed", seconds=1.0))
     assert clock.enough_for(runs[0])
     clock.learn(inline.Outcome(runs[1].name, "computed", seconds=50.0))
     assert not clock.enough_for(runs[1])
+
+
+def test_a_run_that_is_nearly_over_needs_little_of_the_budget(grid, tmp_path):
+    """Nine of ten epochs are in its checkpoint: a tenth of what the whole run takes is left."""
+    run = sweep.read(grid(epochs=10)).runs[0]
+    clock = inline._Clock(inline.time.monotonic(), 10.0, {run.name: 50.0}, tmp_path)
+    assert not clock.enough_for(run)
+    save_file({"w": torch.zeros(1)}, records.checkpoint(run.settings, tmp_path), {"epoch": "9"})
+    assert clock.enough_for(run)
 
 
 def test_the_order_is_that_of_the_settings_asked_for(grid):

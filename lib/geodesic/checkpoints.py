@@ -128,6 +128,15 @@ def restore(
     return saved
 
 
+def epochs_done(path: Path) -> int:
+    """Epochs that a checkpoint is to spare whoever continues from it; 0 where there is none that can be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return int((file.metadata() or {})["epoch"])
+    except (OSError, SafetensorError, ValueError, KeyError):
+        return 0
+
+
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if path.is_dir():
         raise ValueError("it is a folder")

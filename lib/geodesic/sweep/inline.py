@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from geodesic import store
+from geodesic import records, store
 from geodesic.sweep import worker
 from geodesic.sweep.grid import Grid
 from geodesic.sweep.progress import Display, outlook, pace, say
@@ -80,7 +80,7 @@ def execute(grid: Grid, runs: Sequence[Run], options: Options, expected: Mapping
     wrong = worker.check(settings, options.root or "", options.device, options.download, os.getcwd())
     if wrong:
         raise ValueError(wrong)
-    clock = _Clock(start, options.budget, dict(expected))
+    clock = _Clock(start, options.budget, dict(expected), grid.out / "checkpoints")
     apart = _trains_apart(options)
     cores = len(os.sched_getaffinity(0))
     processes = min(options.processes or max(1, cores // 2 if apart else cores), len(runs))
@@ -121,6 +121,7 @@ class _Clock:
     start: float
     budget: float | None
     expected: dict[str, float]  # seconds by name of run, from records
+    checkpoints: Path  # of runs that were begun before
     took: dict[str, list[float]] = field(default_factory=dict)  # seconds by kind of run, of those that ended here
     kinds: dict[str, str] = field(default_factory=dict)  # by name of run
 
@@ -134,10 +135,14 @@ class _Clock:
 
     def enough_for(self, run: Run) -> bool:
         """Whether a run may be expected to end in time."""
-        kind = self.kinds.setdefault(run.name, pace(run.settings) + f"|{run.settings.get('epochs')}")
+        from geodesic import checkpoints  # imports torch, which a finished sweep does without
+
+        epochs = run.settings.get("epochs", 0)
+        kind = self.kinds.setdefault(run.name, f"{pace(run.settings)}|{epochs}")
         seen = self.took.get(kind)
         wanted = statistics.median(seen) if seen else self.expected.get(run.name, 0.0)
-        return self.left() > wanted
+        done = checkpoints.epochs_done(records.checkpoint(run.settings, self.checkpoints))
+        return self.left() > wanted * (1 - done / epochs if epochs else 1)
 
     def learn(self, outcome: Outcome) -> None:
         """Note how long a run took."""
