@@ -34,7 +34,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from geodesic import _assignment, data, networks, records, training, transport
+from geodesic import data, networks, records, training, transport
+from geodesic.transport import _assignment
 from memory import peak_bytes, reset_peak
 from safetensors import safe_open
 from safetensors.torch import save_file

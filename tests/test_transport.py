@@ -8,7 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from geodesic import _annealing, _arcs, _assignment, _certificate, _exact, _split_cost, transport
+from geodesic import transport
+from geodesic.transport import _annealing, _arcs, _assignment, _certificate, _cost, _exact
 from scipy.optimize import linear_sum_assignment
 
 SPARSE = {"_dense_below": 0}  # annealing, sparse solver and pricing, however small the clouds
@@ -388,7 +389,7 @@ def test_costs_in_two_parts_err_by_less_than_said(d, generator):
 def split(n=120, d=5, dtype=torch.float32, seed=3, spread=1.0):
     g = torch.Generator().manual_seed(seed)
     x, y = (spread * torch.randn(n, d, generator=g) + 2 for _ in "xy")
-    return x, y, _split_cost.split_cost(x, y, dtype)
+    return x, y, _cost.split_cost(x, y, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -409,30 +410,30 @@ def test_split_cost_errs_by_less_than_its_bound(d, dtype):
 def test_a_low_precision_product_is_found_out(generator):
     """bfloat16 inputs stand for a processor whose "medium" means bfloat16; true float32 passes."""
     left, right = torch.randn(100, 512, generator=generator), torch.randn(90, 512, generator=generator)
-    assert _split_cost._is_float32_product(left, right, left @ right.T)
+    assert _cost._is_float32_product(left, right, left @ right.T)
     rough = (left.bfloat16().float()) @ (right.bfloat16().float()).T
-    assert not _split_cost._is_float32_product(left, right, rough)
+    assert not _cost._is_float32_product(left, right, rough)
 
 
 def test_a_low_precision_product_is_computed_again(generator, monkeypatch):
     """The check says no: the product that counts runs under "highest", and on Intel's processors there is no other."""
     left, right = torch.randn(8, 4, generator=generator), torch.randn(9, 4, generator=generator)
     levels, checks, real = [], [], torch.mm
-    monkeypatch.setattr(_split_cost.devices, "processor", lambda: "AMD EPYC")
-    monkeypatch.setattr(_split_cost, "_is_float32_product", lambda *_: checks.append(1) and False)
+    monkeypatch.setattr(_cost.devices, "processor", lambda: "AMD EPYC")
+    monkeypatch.setattr(_cost, "_is_float32_product", lambda *_: checks.append(1) and False)
     monkeypatch.setattr(
         torch, "mm", lambda *a, **k: levels.append(torch.get_float32_matmul_precision()) or real(*a, **k)
     )
     out = torch.empty(8, 9)
-    _split_cost._multiply(left, right, out)
-    assert (levels, len(checks)) == (["highest"], int(_split_cost._ONEDNN))
+    _cost._multiply(left, right, out)
+    assert (levels, len(checks)) == (["highest"], int(_cost._ONEDNN))
     torch.testing.assert_close(out, left @ right.T)
-    monkeypatch.setattr(_split_cost.devices, "processor", lambda: "Intel(R) Xeon(R)")
-    _split_cost._multiply(left, right, torch.empty(8, 9))
-    assert (levels, len(checks)) == (["highest"] * 2, int(_split_cost._ONEDNN))
+    monkeypatch.setattr(_cost.devices, "processor", lambda: "Intel(R) Xeon(R)")
+    _cost._multiply(left, right, torch.empty(8, 9))
+    assert (levels, len(checks)) == (["highest"] * 2, int(_cost._ONEDNN))
 
 
-@pytest.mark.skipif(not _split_cost._ONEDNN, reason="torch without oneDNN")
+@pytest.mark.skipif(not _cost._ONEDNN, reason="torch without oneDNN")
 def test_onednn_multiplies_where_it_is_faster(generator, monkeypatch):
     """In true float32, or it is found out; here the check is real and the product right either way."""
     left, right, out = (
@@ -440,15 +441,15 @@ def test_onednn_multiplies_where_it_is_faster(generator, monkeypatch):
         torch.randn(90, 40, generator=generator),
         torch.empty(70, 90),
     )
-    monkeypatch.setattr(_split_cost.devices, "processor", lambda: "AMD EPYC")
-    _split_cost._multiply(left, right, out)
+    monkeypatch.setattr(_cost.devices, "processor", lambda: "AMD EPYC")
+    _cost._multiply(left, right, out)
     torch.testing.assert_close(out.double(), left.double() @ right.double().T, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("processor", ["AMD EPYC", "Intel(R) Xeon(R)"])
 def test_threads_do_not_leak_the_precision_flag(processor, monkeypatch):
     """The flag is one for all threads: whoever saves another's temporary setting restores that for good."""
-    monkeypatch.setattr(_split_cost.devices, "processor", lambda: processor)
+    monkeypatch.setattr(_cost.devices, "processor", lambda: processor)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -478,17 +479,15 @@ def test_transforms_are_the_largest_feasible_potentials():
     """Row and column minima of m − v and m − u, by one dense expression each; the same subtractions, so exact."""
     _, _, cost = split()
     z = torch.linspace(-1, 1, 120)
-    torch.testing.assert_close(_split_cost.row_transform(cost, z), (cost.cross - z).min(1).values, rtol=0, atol=0)
-    torch.testing.assert_close(
-        _split_cost.column_transform(cost, z), (cost.cross - z[:, None]).min(0).values, rtol=0, atol=0
-    )
+    torch.testing.assert_close(_cost.row_transform(cost, z), (cost.cross - z).min(1).values, rtol=0, atol=0)
+    torch.testing.assert_close(_cost.column_transform(cost, z), (cost.cross - z[:, None]).min(0).values, rtol=0, atol=0)
 
 
 def test_sinkhorn_stage_balances_the_columns():
     """After the update, rows of exp(−slack/ε) normalised, the columns carry mass near 1; at the start they do not."""
     _, _, cost = split()
     v = torch.zeros(120)
-    u = _split_cost.row_transform(cost, v)
+    u = _cost.row_transform(cost, v)
     new_v, before = _annealing.sinkhorn_stage(cost, u, v, 0.05)
     after = ((new_v - cost.cross) / 0.05).double().softmax(1).sum(0).sub(1).abs().mean().item()
     assert after < 0.05 * before
@@ -497,8 +496,8 @@ def test_sinkhorn_stage_balances_the_columns():
 def test_a_stage_ends_when_the_columns_are_even(monkeypatch):
     """A hot problem takes few sweeps, and is then as even as asked; a cold one takes more, but no more than it may."""
     _, _, cost = split()
-    sweeps, real = [], _split_cost.SplitCost.tiles
-    monkeypatch.setattr(_split_cost.SplitCost, "tiles", lambda *a: sweeps.append(1) or real(*a))
+    sweeps, real = [], _cost.SplitCost.tiles
+    monkeypatch.setattr(_cost.SplitCost, "tiles", lambda *a: sweeps.append(1) or real(*a))
 
     def swept(epsilon):
         v = torch.zeros(120)
@@ -520,7 +519,7 @@ def test_a_sparse_kernel_is_the_dense_one_cut_off():
     """Cut off where nothing lies beyond: the same numbers, float32. At 12 temperatures: what e⁻¹² and less may add."""
     _, _, cost = split()
     v, epsilon = torch.zeros(120), 0.02
-    u = _split_cost.row_transform(cost, v)
+    u = _cost.row_transform(cost, v)
     dense, before = _annealing.sinkhorn_stage(cost, u, v, epsilon)
     furthest = cost.slack(u, v, slice(None)).max().item()
     whole, same = _annealing.sinkhorn_stage(cost, u, v, epsilon, reach=1.01 * furthest)
@@ -534,7 +533,7 @@ def test_a_sparse_kernel_is_the_dense_one_cut_off():
 def test_a_sparse_kernel_that_turns_out_too_large_is_left_for_the_dense_one(monkeypatch):
     _, _, cost = split()
     v = torch.zeros(120)
-    u = _split_cost.row_transform(cost, v)
+    u = _cost.row_transform(cost, v)
     dense, _ = _annealing.sinkhorn_stage(cost, u, v, 0.05)
     monkeypatch.setattr(_annealing, "_MOST_ENTRIES", 10)
     assert torch.equal(_annealing.sinkhorn_stage(cost, u, v, 0.05, reach=1.0)[0], dense)
@@ -554,7 +553,7 @@ def test_no_potential_moves_further_than_the_cut():
     """With a reach of two temperatures many columns have no entry at all: unbounded, their scalings overflow."""
     _, _, cost = split()
     v = torch.zeros(120)
-    u = _split_cost.row_transform(cost, v)
+    u = _cost.row_transform(cost, v)
     after, _ = _annealing.sinkhorn_stage(cost, u, v, 0.005, reach=0.01)
     assert (cost.slack(u, v, slice(None)) <= 0.01).sum(0).min() == 0
     assert (after - v).abs().max().item() == pytest.approx(0.01, rel=1e-5)
@@ -592,7 +591,7 @@ def test_near_arcs_are_those_of_small_slack():
 def test_rigorous_near_arcs_include_what_rounding_could_hide():
     """The dense mask with the whole error bound, which at d = 3000 adds many arcs to those of the computed slack."""
     _, _, cost = split(n=40, d=3000)
-    u = _split_cost.row_transform(cost, torch.zeros(40))
+    u = _cost.row_transform(cost, torch.zeros(40))
     v = torch.zeros(40)
     p, q, r, t = (z.double() for z in cost.error_factors(u, v))
     slack = cost.slack(u, v, slice(None)).double()
@@ -661,7 +660,7 @@ def test_settle_repairs_a_poor_choice_of_arcs(monkeypatch, quantum):
         return match(n, arcs, weights)
 
     monkeypatch.setattr(_assignment, "match", watched)
-    u, v, sigma = _assignment.settle(cost, _split_cost.row_transform(cost, v), v, np.arange(120) * 121, quantum)
+    u, v, sigma = _assignment.settle(cost, _cost.row_transform(cost, v), v, np.arange(120) * 121, quantum)
     got = dense_costs(x, y)[range(120), sigma].mean().item()
     assert got == pytest.approx(scipy_cost(x, y), rel=1e-5)
     assert cost.slack(u, v, slice(None)).min() >= -1e-6
@@ -678,7 +677,7 @@ def test_pricing_that_is_long_takes_more_arcs_at_a_time(monkeypatch):
     monkeypatch.setattr(_assignment, "_PATIENCE", 2)
     monkeypatch.setattr(_assignment, "near_arcs", lambda *a, **k: caps.append(k["cap"]) or real(*a, **k))
     v = torch.zeros(120)
-    _, _, sigma = _assignment.settle(cost, _split_cost.row_transform(cost, v), v, np.arange(120) * 121)
+    _, _, sigma = _assignment.settle(cost, _cost.row_transform(cost, v), v, np.arange(120) * 121)
     assert dense_costs(x, y)[range(120), sigma].mean().item() == pytest.approx(scipy_cost(x, y), rel=1e-5)
     assert caps[:4] == [1, 4, 4, 16]
 
@@ -689,7 +688,7 @@ def test_an_optimal_identity_is_proved_without_annealing(monkeypatch, generator)
     monkeypatch.setattr(_assignment, "settle", lambda *args: settled.append(args) or settle(*args))
     x = torch.randn(400, 6, generator=generator)
     y = 2 * x + x.pow(3)
-    cost = _split_cost.split_cost(x, y, torch.float32)
+    cost = _cost.split_cost(x, y, torch.float32)
     u, v, limit = _annealing.identity_start(cost)
     slack = cost.slack(u, v, slice(None))
     noise = 64 * cost.unit_roundoff * (cost.x_squares + cost.y_squares).max().item()
@@ -702,7 +701,7 @@ def test_an_optimal_identity_is_proved_without_annealing(monkeypatch, generator)
     true = dense_costs(x, y)
     assert (true - found.u[:, None] - found.v).min() >= -1e-12 * true.max()
     y[[0, 1]] = y[[1, 0]]
-    assert _annealing.identity_start(_split_cost.split_cost(x, y, torch.float32)) is None
+    assert _annealing.identity_start(_cost.split_cost(x, y, torch.float32)) is None
     assert transport.assign(x, y).permutation.tolist() == [1, 0, *range(2, 400)]
     assert settled
 
@@ -710,9 +709,9 @@ def test_an_optimal_identity_is_proved_without_annealing(monkeypatch, generator)
 def test_a_stride_stands_for_the_rows_between(generator):
     """Every point twice in a row: each second row then carries the mass of two, and the potentials are the same."""
     x = torch.randn(150, 5, generator=generator).repeat_interleave(2, 0)
-    cost = _split_cost.split_cost(x, torch.randn(300, 5, generator=generator), torch.float32)
+    cost = _cost.split_cost(x, torch.randn(300, 5, generator=generator), torch.float32)
     v = torch.zeros(300)
-    u = _split_cost.row_transform(cost, v)
+    u = _cost.row_transform(cost, v)
     (all_rows, _), (half, _) = (_annealing.sinkhorn_stage(cost, u, v, 0.1, stride=stride) for stride in (1, 2))
     torch.testing.assert_close(half, all_rows, rtol=1e-4, atol=1e-5)
     assert (all_rows - v).abs().max() > 0.01
@@ -722,7 +721,7 @@ def test_no_entry_of_the_kernel_is_subnormal(monkeypatch):
     """Such numbers cost a processor five to ten times as long as others, and weigh nothing."""
     _, _, cost = split()
     u, smallest, real = torch.zeros(120), [], torch.Tensor.exp_
-    v = _split_cost.column_transform(cost, u)
+    v = _cost.column_transform(cost, u)
     epsilon = float(cost.slack(u, v, slice(0, 120)).max()) / 95
     monkeypatch.setattr(torch.Tensor, "exp_", lambda z: smallest.append(real(z).min()) or z)
     after, _ = _annealing.sinkhorn_stage(cost, u, v, epsilon)
@@ -731,10 +730,10 @@ def test_no_entry_of_the_kernel_is_subnormal(monkeypatch):
 
 
 def test_starved_rows_and_columns_are_fed_their_cheapest_arcs(monkeypatch):
-    monkeypatch.setitem(_split_cost.TILE, "cpu", 4000)  # many tiles
+    monkeypatch.setitem(_cost.TILE, "cpu", 4000)  # many tiles
     n, least = 300, _arcs._LEAST_ARCS
     x, y = (torch.randn(n, 5, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    cost = _split_cost.split_cost(x, y, torch.float32)
+    cost = _cost.split_cost(x, y, torch.float32)
     u, v = torch.randn(2, n, generator=torch.Generator().manual_seed(2))
     plenty = np.arange(10)  # of the first row, which needs no more
     arcs = _arcs.feed(cost, u, v, np.union1d(plenty, np.arange(n) * (n + 1)))
@@ -752,7 +751,7 @@ def test_pricing_takes_the_cheapest_arcs_of_an_outlier():
     """A row priced too high violates each of its 120 arcs: it brings the eight cheapest, every other row all it has."""
     _, _, cost = split()
     v = torch.zeros(120)
-    u = _split_cost.row_transform(cost, v) + 1e-6
+    u = _cost.row_transform(cost, v) + 1e-6
     u[7] += 100
     row, column = np.divmod(_arcs.near_arcs(cost, u, v, 0.0, cap=8), 120)
     assert set(column[row == 7]) == set(cost.cross[7].argsort()[:8].tolist())
@@ -768,7 +767,7 @@ def test_certificate_survives_potentials_perturbed_in_float32(margin):
     """Whatever margin it starts from, the dual it returns is feasible for all arcs and meets the cost."""
     x, y, cost = split(n=200, d=50)
     v = torch.zeros(200)
-    u, v, sigma = _assignment.settle(cost, _split_cost.row_transform(cost, v), v, np.arange(200) * 201)
+    u, v, sigma = _assignment.settle(cost, _cost.row_transform(cost, v), v, np.arange(200) * 201)
     found = _certificate.certify(in_order(x, y, cost), cost, u, v, sigma, margin)
     slack = dense_costs(x, y).numpy() * cost.scale**2 - found.u[:, None] - found.v
     assert slack.min() >= -1e-13
@@ -779,7 +778,7 @@ def test_a_negative_margin_still_gives_a_feasible_dual():
     """Potentials that violate arcs by up to 0.04, none of which is looked at: the dual gives way by the margin."""
     x, y, cost = split()
     v = torch.zeros(120)
-    u, v, sigma = _assignment.settle(cost, _split_cost.row_transform(cost, v), v, np.arange(120) * 121)
+    u, v, sigma = _assignment.settle(cost, _cost.row_transform(cost, v), v, np.arange(120) * 121)
     off = v + 0.04 * torch.rand(120, generator=torch.Generator().manual_seed(0))
     found = _certificate.certify(in_order(x, y, cost), cost, u, off, sigma, -0.05)
     slack = dense_costs(x, y).numpy() * cost.scale**2 - found.u[:, None] - found.v

@@ -1,6 +1,6 @@
 """Exact assignment from good potentials: few arcs, a sparse solver, pricing of all arcs, and a dual certificate.
 
-The top floor of the solver behind `geodesic.transport`: `_split_cost` makes the matrix, `_annealing` good potentials,
+The top floor of the solver behind `geodesic.transport`: `_cost` makes the matrix, `_annealing` good potentials,
 `_arcs` chooses the few pairs that matter, `_certificate` decides among them and proves it. The *slack* of an arc is
 s_ij = c_ij − u_i − v_j. Potentials are feasible if no slack is negative; an assignment on arcs of zero slack under
 feasible potentials is optimal, since Σ c_{i,σ(i)} = Σ u + Σ v ≤ any other cost.
@@ -26,11 +26,11 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from geodesic._annealing import anneal, identity_start
-from geodesic._arcs import MOST_ARCS, Crowded, feed, near_arcs, near_tiles, union
-from geodesic._certificate import CROWD, Certified, certify, match, potentials, unproved
-from geodesic._exact import Clouds, float64_costs
-from geodesic._split_cost import SplitCost, column_transform, split_cost
+from geodesic.transport._annealing import anneal, identity_start
+from geodesic.transport._arcs import MOST_ARCS, Crowded, feed, near_arcs, near_tiles, union
+from geodesic.transport._certificate import CROWD, Certified, certify, match, potentials, unproved
+from geodesic.transport._cost import SplitCost, column_transform, split_cost
+from geodesic.transport._exact import Clouds, float64_costs
 
 _PATIENCE = 10  # rounds of pricing before each brings more arcs; data need two to five in all
 _LONG_WARS = 20_000  # points from which rounding the weights pays; at 16,000 it gains nothing, at 50,000 half the time

@@ -1,6 +1,6 @@
 """Potentials under which the optimal pairs have small slack, and few others: Sinkhorn scalings at falling temperature.
 
-Between `_split_cost`, whose matrix it reads, and `_assignment`, whose sparse solver it spares the work. Nothing here
+Between `_cost`, whose matrix it reads, and `_assignment`, whose sparse solver it spares the work. Nothing here
 needs to be exact: poor potentials cost time, never the answer.
 
     identity_start    potentials that prove the identity optimal, where it is
@@ -32,8 +32,8 @@ from jaxtyping import Float
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from geodesic._arcs import near_tiles
-from geodesic._split_cost import SplitCost, column_transform, row_transform
+from geodesic.transport._arcs import near_tiles
+from geodesic.transport._cost import SplitCost, column_transform, row_transform
 
 _TARGET_ARCS = 32  # a row; annealing stops once so few lie within 4 ε
 _AIM = 20  # arcs a row within 4 ε that the last temperature is chosen for: balancing adds some

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from geodesic._split_cost import TILE, tiles
+from geodesic.transport._cost import TILE, tiles
 
 Reals = Float64[np.ndarray, "..."] | Float64[Tensor, "..."]
 

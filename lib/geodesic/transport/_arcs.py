@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from geodesic._split_cost import TILE, SplitCost
+from geodesic.transport._cost import TILE, SplitCost
 
 MOST_ARCS = 2**26  # kept at once, a gigabyte or two
 _LEAST_ARCS = 4  # of each row and column

@@ -25,7 +25,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
-from geodesic import _annealing, _arcs, _assignment, _certificate, _exact, _split_cost, devices
+from geodesic import devices
+from geodesic.transport import _annealing, _arcs, _assignment, _certificate, _cost, _exact
 
 __all__ = [
     "Assignment",
@@ -182,7 +183,7 @@ def _check_memory(n: int, d: int, dtype: torch.dtype, device: torch.device, memo
     item = dtype.itemsize
 
     def needed(m: int) -> int:
-        tiles = item * (8 * _split_cost.TILE[device.type] + _split_cost.BLOCK)
+        tiles = item * (8 * _cost.TILE[device.type] + _cost.BLOCK)
         return item * m * m + max(item * m * d, _annealing.sparse_bytes(m)) + tiles
 
     if n > _DENSE_BELOW and needed(n) > memory:
@@ -201,7 +202,7 @@ def _solve(
     device: str | torch.device | None = None,
     memory: int | float | None = None,
     dense_below: int = _DENSE_BELOW,
-) -> tuple[Assignment, Float[Tensor, "n d"], Float[Tensor, "n d"], _split_cost.SplitCost | None]:
+) -> tuple[Assignment, Float[Tensor, "n d"], Float[Tensor, "n d"], _cost.SplitCost | None]:
     """Check the input, solve in float32 and, where that cannot tell near-ties apart, in float64.
 
     Returns: the assignment, the clouds as they were taken, and the matrix if there is one.
@@ -212,7 +213,7 @@ def _solve(
     u, v = (_potentials(name, z, n, x.device) for name, z in (("u", u), ("v", v)))
     memory = _available_memory(x.device) if memory is None else memory
     order = torch.randperm(n, generator=torch.Generator().manual_seed(n)).to(x.device)
-    clouds = _exact.Clouds(x, y, order, _split_cost.scale(x, y))
+    clouds = _exact.Clouds(x, y, order, _cost.scale(x, y))
     if n <= dense_below and n * n * d <= _DENSE_NUMBERS:
         return _in_units_of_the_clouds(_certificate.certify_all(clouds), clouds, home), x, y, None
     for dtype in (torch.float32, torch.float64):
@@ -366,7 +367,7 @@ def optimal_transport_score(x: Points, y: Points, *, assignment: Assignment | No
 
 def _mean_cost(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], sigma: Int64[Tensor, " n"]) -> float:
     """(1/n) Σ |x_i − y_σ(i)|² in float64."""
-    n, scale = len(x), _split_cost.scale(x, y)
+    n, scale = len(x), _cost.scale(x, y)
     clouds = _exact.Clouds(x, y, torch.arange(n, device=x.device), scale)
     arcs = np.arange(n) * n + sigma.cpu().numpy()
     return float(_exact.float64_costs(clouds, arcs, 0.0).high.mean()) * scale**-2
@@ -390,7 +391,7 @@ def _check_fits(assignment: Assignment, x: Float[Tensor, "n d"], y: Float[Tensor
         )
 
 
-def _monotone_share(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], cost: _split_cost.SplitCost | None) -> float:
+def _monotone_share(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], cost: _cost.SplitCost | None) -> float:
     """Share of the pairs i < j with ⟨x_i − x_j, y_i − y_j⟩ ≥ 0, necessary for the identity to be optimal. In [0, 1].
 
     In terms of m_ij = −2⟨x_i, y_j⟩ the product is (m_ij + m_ji − m_ii − m_jj) / 2. Pairs where that drowns in its
@@ -404,14 +405,14 @@ def _monotone_share(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], cost: _spl
         if cost is None or cost.cross.dtype != dtype:
             cost = None  # before there is a second
             _check_memory(n, d, dtype, x.device, _available_memory(x.device))
-            cost = _split_cost.split_cost(x, y, dtype)
+            cost = _cost.split_cost(x, y, dtype)
         sure, hidden, pairs = _count_monotone(cost, _MOST_DIFFERENCES // d)
         if pairs is not None:
             return (sure + _count_exactly(x, y, cost.order, pairs)) / (n * (n - 1) / 2)
     return (sure + hidden) / (n * (n - 1) / 2)
 
 
-def _count_monotone(cost: _split_cost.SplitCost, most: int) -> tuple[int, int, Int64[Tensor, " k"] | None]:
+def _count_monotone(cost: _cost.SplitCost, most: int) -> tuple[int, int, Int64[Tensor, " k"] | None]:
     """Pairs i < j with a positive product, and with one that rounding hides: two counts, and the latter unless many."""
     n, sure, hidden, pairs = cost.n, 0, 0, []
     own, error = cost.cross.diagonal(), 8 * cost.unit_roundoff * (cost.x_squares + cost.y_squares)
@@ -433,8 +434,8 @@ def _count_exactly(
     x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], order: Int64[Tensor, " n"], pairs: Int64[Tensor, " k"]
 ) -> int:
     """How many of these pairs have ⟨x_i − x_j, y_i − y_j⟩ ≥ 0, differences in float64 first."""
-    n, d, scale, count = *x.shape, _split_cost.scale(x, y), 0
-    for some in pairs.split(max(1, _split_cost.TILE[x.device.type] // 8 // d)):
+    n, d, scale, count = *x.shape, _cost.scale(x, y), 0
+    for some in pairs.split(max(1, _cost.TILE[x.device.type] // 8 // d)):
         i, j = order[some // n], order[some % n]
         dx, dy = (z[i].double().mul_(scale) - z[j].double().mul_(scale) for z in (x, y))
         count += int((torch.linalg.vecdot(dx, dy) >= 0).sum())

@@ -34,9 +34,18 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from geodesic._arcs import MOST_ARCS, Crowded, near_arcs, union
-from geodesic._exact import Clouds, Costs, add, double_double_costs, float64_costs, rational_costs, slack, two_sum
-from geodesic._split_cost import SplitCost
+from geodesic.transport._arcs import MOST_ARCS, Crowded, near_arcs, union
+from geodesic.transport._cost import SplitCost
+from geodesic.transport._exact import (
+    Clouds,
+    Costs,
+    add,
+    double_double_costs,
+    float64_costs,
+    rational_costs,
+    slack,
+    two_sum,
+)
 
 GAP = 1e-9  # largest excess over spread that counts as proved
 CROWD = 64  # arcs a row; more near-tight arcs than this mean ties, or a precision too low to tell
