@@ -150,19 +150,17 @@ def sinkhorn_stage(
         The new v, and the mean |column mass − 1| before the first scaling of the columns.
     """
     sweep = None if reach is None else _sparse(cost, u, v, epsilon, reach)
-    furthest = math.exp(-_FAINTEST if sweep is None else min(reach / epsilon, -_FAINTEST))
+    furthest = math.exp(-_FAINTEST if sweep is None or reach is None else min(reach / epsilon, -_FAINTEST))
     sweep = sweep or _dense(cost, u, v, epsilon, stride)
-    a, b = torch.ones_like(u), torch.ones_like(v)
-    for step in range(_SWEEPS + 1):
-        omega = 1.0 if step < 2 else relaxation
+    a, b, uneven = torch.ones_like(u), torch.ones_like(v), []
+    while True:
+        omega = 1.0 if len(uneven) < 2 else relaxation
         mass = sweep(a, b, omega)
-        uneven = (b * mass - 1).abs().mean().item()
-        if step == 0:
-            imbalance = uneven
-        if uneven <= _EVEN:
+        uneven.append((b * mass - 1).abs().mean().item())
+        if uneven[-1] <= _EVEN or len(uneven) > _SWEEPS:
             break
         b.mul_((b * mass).clamp_min_(1e-12).pow_(-omega)).clamp_(1 / furthest, furthest)
-    return v - epsilon * mass.clamp_(1 / furthest, furthest).log_(), imbalance
+    return v - epsilon * mass.clamp_(1 / furthest, furthest).log_(), uneven[0]
 
 
 def sparse_bytes(n: int) -> int:
@@ -186,7 +184,7 @@ def _colder(cost: SplitCost, sample: Float[Tensor, "rows n"], epsilon: float) ->
     If its kernel would be dense, which is dear with all rows, a stage with eight times the pairs comes between. And at
     once the mean slack of the near pairs where that is far less: within tight clusters or, to the end, among ties.
     """
-    near, rows = sample[sample <= 4 * epsilon], len(sample)
+    near, rows, colder = sample[sample <= 4 * epsilon], len(sample), epsilon / 3
     for pairs in (_AIM, _HOT * _AIM):
         wanted = near.kthvalue(pairs * rows).values.item() / 4 if pairs * rows <= len(near) else math.inf
         if pairs == _AIM or wanted < epsilon / 1.2:

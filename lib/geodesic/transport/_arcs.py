@@ -57,14 +57,13 @@ def near_tiles(
     cost: SplitCost, u: Float[Tensor, " n"], v: Float[Tensor, " n"], limit: float, rigorous: bool
 ) -> Iterator[tuple[Int64[Tensor, " rows"], Float[Tensor, "rows n"], Bool[Tensor, "rows n"]]]:
     """Rows with a near arc, m_ij − v_j (less its error, if rigorous) and where it is ≤ u_i + limit, tile by tile."""
-    bound = u + limit
-    if rigorous:
-        p, q, r, t = cost.error_factors(u, v)
-        bound, v = bound + r, v + t
+    bound, errors = u + limit, cost.error_factors(u, v) if rigorous else None
+    if errors:
+        bound, v = bound + errors[2], v + errors[3]
     for tile in cost.tiles():
         reduced = torch.sub(cost.cross[tile], v)
-        if rigorous:
-            reduced.addr_(p[tile], q, alpha=-1.001)  # a little more than p q, for the roundings of these lines
+        if errors:
+            reduced.addr_(errors[0][tile], errors[1], alpha=-1.001)  # a little more than p q: these lines round
         hit = (reduced.amin(1) <= bound[tile]).nonzero()[:, 0]  # in pricing few, and a minimum is cheaper than a mask
         if len(hit) < len(reduced):
             reduced = reduced[hit]

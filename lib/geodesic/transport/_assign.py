@@ -1,8 +1,8 @@
-"""Exact optimal assignment of two clouds, with a certificate, and the scores read off it.
+"""Exact optimal assignment of two clouds, with a certificate.
 
 W₂² of the empirical measures of n points is an assignment problem, min over permutations σ of (1/n) Σ |x_i − y_σ(i)|²
-(paper, Eqs. 45–46), and the optimal transport score is the share of points with σ(i) = i (Eq. 47). Used by
-book/setup.md and by every chapter that reports a score. All costs here are squared distances, means over points.
+(paper, Eqs. 45–46). Used by book/setup.md and by every chapter that reports a score. All costs here are squared
+distances, means over points.
 
 Source: arXiv:2102.09235; linear programming duality (e.g. Peyré & Cuturi, Computational Optimal Transport, ch. 3).
 
@@ -28,25 +28,14 @@ from torch import Tensor
 from geodesic import devices
 from geodesic.transport import _annealing, _arcs, _assignment, _certificate, _cost, _exact
 
-__all__ = [
-    "Assignment",
-    "Proof",
-    "Score",
-    "assign",
-    "displacement_interpolation",
-    "optimal_transport_score",
-    "w2_squared",
-]
-
 Points = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."] | Sequence  # what is taken as a cloud
 
-_DENSE_BELOW = 256  # up to here all n² arcs go to a dense solver: faster than choosing among them
+DENSE_BELOW = 256  # up to here all n² arcs go to a dense solver: faster than choosing among them
 _DENSE_NUMBERS = 2**25  # coordinates that it may subtract
 _DENSE_AT_LAST = 2048  # points up to which it helps where a matrix product tells too little
 _LARGEST = 1e150  # coordinate whose square float64 holds with room to spare
 _SMALLEST = 1e-145  # likewise, of the coordinates' range
 _FLOAT32 = 1e-30, 1e37  # sizes between which float32 is reckoned with as it is
-_MOST_DIFFERENCES = 2**28  # coordinates looked at again for the monotone share, a second or two
 _WHOLE = 2**53  # up to here float64 holds every whole number
 GAP = _certificate.GAP
 
@@ -101,23 +90,7 @@ class Assignment:
         return self.gap <= GAP
 
 
-@dataclass(frozen=True)
-class Score:
-    """How close a map x_i → y_i is to the optimal one on n points. See `optimal_transport_score`."""
-
-    share: float  # in [share_lower, share_upper]; the paper's OTS
-    share_lower: float
-    share_upper: float
-    cost_ratio: float  # W₂² / identity cost, in [0, 1]
-    monotone_share: float  # of the pairs i < j with ⟨x_i − x_j, y_i − y_j⟩ ≥ 0
-    w2_squared: float  # mean over points
-    identity_cost: float  # (1/n) Σ |x_i − y_i|²
-    n: int
-    certified: bool
-    gap: float
-
-
-def _available_memory(device: torch.device) -> float:
+def available_memory(device: torch.device) -> float:
     """Three quarters of the bytes that are free on the device."""
     if device.type == "cuda":
         return 0.75 * torch.cuda.mem_get_info(device)[0]
@@ -129,7 +102,7 @@ def _available_memory(device: torch.device) -> float:
         return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _tensor(name: str, z: Points) -> Tensor:
+def take(name: str, z: Points) -> Tensor:
     """The cloud as a float32 or float64 tensor of two axes, where it is; exactly the numbers given."""
     try:
         z = z.detach() if isinstance(z, Tensor) else torch.as_tensor(np.asarray(z))
@@ -147,11 +120,11 @@ def _tensor(name: str, z: Points) -> Tensor:
     return z if z.dtype == torch.float64 else z.float()
 
 
-def _clouds(
+def take_clouds(
     x: Points, y: Points, device: torch.device | None = None
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
     """Check, flatten and move the clouds."""
-    x, y = _tensor("x", x), _tensor("y", y)
+    x, y = take("x", x), take("y", y)
     if x.shape != y.shape or x.numel() == 0:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise ValueError(
@@ -178,7 +151,7 @@ def _clouds(
     return x, y
 
 
-def _check_memory(n: int, d: int, dtype: torch.dtype, device: torch.device, memory: int | float) -> None:
+def check_memory(n: int, d: int, dtype: torch.dtype, device: torch.device, memory: int | float) -> None:
     """Refuse if there is no room for an n × n matrix, with it a prepared cloud or a sparse kernel, and the tiles."""
     item = dtype.itemsize
 
@@ -186,7 +159,7 @@ def _check_memory(n: int, d: int, dtype: torch.dtype, device: torch.device, memo
         tiles = item * (8 * _cost.TILE[device.type] + _cost.BLOCK)
         return item * m * m + max(item * m * d, _annealing.sparse_bytes(m)) + tiles
 
-    if n > _DENSE_BELOW and needed(n) > memory:
+    if n > DENSE_BELOW and needed(n) > memory:
         fits = bisect.bisect_right(range(1, n), memory, key=needed)
         raise ValueError(
             f"{n} points of dimension {d} need {needed(n) / 2**30:.1f} GiB in float{8 * item}, allowed are "
@@ -194,40 +167,46 @@ def _check_memory(n: int, d: int, dtype: torch.dtype, device: torch.device, memo
         )
 
 
-def _solve(
+def solve(
     x: Points,
     y: Points,
     u: Shaped[Tensor, "..."] | None = None,
     v: Shaped[Tensor, "..."] | None = None,
     device: str | torch.device | None = None,
     memory: int | float | None = None,
-    dense_below: int = _DENSE_BELOW,
+    dense_below: int = DENSE_BELOW,
 ) -> tuple[Assignment, Float[Tensor, "n d"], Float[Tensor, "n d"], _cost.SplitCost | None]:
     """Check the input, solve in float32 and, where that cannot tell near-ties apart, in float64.
 
     Returns: the assignment, the clouds as they were taken, and the matrix if there is one.
     """
     home = x.device if isinstance(x, Tensor) else torch.device("cpu")
-    x, y = _clouds(x, y, devices.find(home if device is None else device))
+    x, y = take_clouds(x, y, devices.find(home if device is None else device))
     n, d = x.shape
     u, v = (_potentials(name, z, n, x.device) for name, z in (("u", u), ("v", v)))
-    memory = _available_memory(x.device) if memory is None else memory
+    memory = available_memory(x.device) if memory is None else memory
     order = torch.randperm(n, generator=torch.Generator().manual_seed(n)).to(x.device)
     clouds = _exact.Clouds(x, y, order, _cost.scale(x, y))
     if n <= dense_below and n * n * d <= _DENSE_NUMBERS:
         return _in_units_of_the_clouds(_certificate.certify_all(clouds), clouds, home), x, y, None
-    for dtype in (torch.float32, torch.float64):
-        _check_memory(n, d, dtype, x.device, memory)
-        cost = None  # before there is a second
-        try:
-            found, cost = _assignment.solve(clouds, dtype, u, v)
-        except _arcs.Crowded as crowded:
-            u, v = (u, v) if crowded.v is None else (None, crowded.v)
-            continue
-        break
+    found, cost = _by_product(clouds, u, v, memory)
     if not found.certified and n <= _DENSE_AT_LAST:
         found = _certificate.certify_all(clouds)
     return _in_units_of_the_clouds(found, clouds, home), x, y, cost
+
+
+def _by_product(
+    clouds: _exact.Clouds, u: Float64[Tensor, " n"] | None, v: Float64[Tensor, " n"] | None, memory: int | float
+) -> tuple[_certificate.Certified, _cost.SplitCost]:
+    """Solve in float32 and, where that cannot tell near-ties apart, go on in float64 from where it came to."""
+    n, d = clouds.x.shape
+    check_memory(n, d, torch.float32, clouds.x.device, memory)
+    try:
+        return _assignment.solve(clouds, torch.float32, u, v)
+    except _arcs.Crowded as crowded:
+        reached = crowded.v
+    check_memory(n, d, torch.float64, clouds.x.device, memory)
+    return _assignment.solve(clouds, torch.float64, None, reached)
 
 
 def _potentials(
@@ -279,7 +258,7 @@ def assign(
     v: Shaped[Tensor, "..."] | None = None,
     device: str | torch.device | None = None,
     memory: int | float | None = None,
-    _dense_below: int = _DENSE_BELOW,
+    _dense_below: int = DENSE_BELOW,
 ) -> Assignment:
     """Solve min over permutations σ of (1/n) Σ_i |x_i − y_σ(i)|² exactly, with a dual certificate.
 
@@ -308,7 +287,7 @@ def assign(
             the memory.
         ModuleNotFoundError: more than 5000 points without lapx.
     """
-    return _solve(x, y, u, v, device, memory, _dense_below)[0]
+    return solve(x, y, u, v, device, memory, _dense_below)[0]
 
 
 def w2_squared(x: Points, y: Points) -> float:
@@ -316,56 +295,7 @@ def w2_squared(x: Points, y: Points) -> float:
     return assign(x, y).cost
 
 
-def optimal_transport_score(x: Points, y: Points, *, assignment: Assignment | None = None) -> Score:
-    """Score the map x_i → y_i against the optimal one: OTS = (1/n) #{i : σ(i) = i} (paper, Eq. 47), and companions.
-
-    Ties can make σ, and with it the share, non-unique. No optimal assignment uses a pair whose slack exceeds the excess
-    of σ; what is left is looked at with 106 bits, and in groups of up to seven points in whole numbers. Then
-
-    - `share_upper` counts the points that some optimal assignment may fix;
-    - `share_lower` counts those that every optimal assignment fixes;
-    - `share` is that of an optimal assignment with the most fixed points: exactly 1 if the identity is optimal.
-
-    Without ties the three agree. [share_lower, share_upper] contains the share of every optimal assignment, always; on
-    up to seven points all three are exact. With more ties than are looked at one by one (over 64 a point) an excess of
-    3e-10 of the spread is accepted, no point counts as fixed by every optimal assignment, and `share` is that of one
-    so found.
-
-    Args:
-        x: n points, as for `assign`.
-        y: their images.
-        assignment: `assign(x, y)`, if known; the product is then computed once more for `monotone_share`.
-
-    Raises:
-        ValueError: as `assign`; or an assignment of other clouds.
-    """
-    if assignment is None:
-        assignment, x, y, cost = _solve(x, y)
-    else:
-        x, y = _clouds(x, y)
-        cost = None
-        _check_fits(assignment, x, y)
-    n = len(x)
-    identity = _mean_cost(x, y, torch.arange(n, device=x.device))
-    fixed = assignment.permutation.cpu() == torch.arange(n)
-    group, fixable = assignment.tie_group.cpu(), assignment.fixable.cpu()
-    alone = torch.bincount(group, minlength=n)[group] == 1
-    lower, share, upper = (z.double().mean().item() for z in (fixed & alone, fixed, fixed | fixable))
-    return Score(
-        share=share,
-        share_lower=lower,
-        share_upper=upper,
-        cost_ratio=min(assignment.cost / identity, 1.0) if identity > 0 else 1.0,
-        monotone_share=_monotone_share(x, y, cost),
-        w2_squared=assignment.cost,
-        identity_cost=identity,
-        n=n,
-        certified=assignment.certified,
-        gap=assignment.gap,
-    )
-
-
-def _mean_cost(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], sigma: Int64[Tensor, " n"]) -> float:
+def mean_cost(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], sigma: Int64[Tensor, " n"]) -> float:
     """(1/n) Σ |x_i − y_σ(i)|² in float64."""
     n, scale = len(x), _cost.scale(x, y)
     clouds = _exact.Clouds(x, y, torch.arange(n, device=x.device), scale)
@@ -373,7 +303,7 @@ def _mean_cost(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], sigma: Int64[Te
     return float(_exact.float64_costs(clouds, arcs, 0.0).high.mean()) * scale**-2
 
 
-def _check_fits(assignment: Assignment, x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> None:
+def check_fits(assignment: Assignment, x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> None:
     """Refuse an assignment of other clouds: another length, or another cost.
 
     Raises: ValueError.
@@ -383,63 +313,12 @@ def _check_fits(assignment: Assignment, x: Float[Tensor, "n d"], y: Float[Tensor
         raise ValueError(
             f"the assignment is of {len(sigma)} points and the clouds have {n}; pass assign(x, y) or leave it out"
         )
-    cost = _mean_cost(x, y, sigma)
+    cost = mean_cost(x, y, sigma)
     if not math.isclose(cost, assignment.cost, rel_tol=1e-9):
         raise ValueError(
             f"the assignment costs {assignment.cost:.6g} by its own account and {cost:.6g} on these clouds; "
             "pass assign(x, y) of the same clouds or leave it out"
         )
-
-
-def _monotone_share(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], cost: _cost.SplitCost | None) -> float:
-    """Share of the pairs i < j with ⟨x_i − x_j, y_i − y_j⟩ ≥ 0, necessary for the identity to be optimal. In [0, 1].
-
-    In terms of m_ij = −2⟨x_i, y_j⟩ the product is (m_ij + m_ji − m_ii − m_jj) / 2. Pairs where that drowns in its
-    rounding are looked at again, in float64, from the differences. If they are too many for that, the matrix is made in
-    float64, and what is still undecided there counts as zero. A single point has no pairs: the share is 1. O(n² d).
-    """
-    n, d = x.shape
-    if n == 1:
-        return 1.0
-    for dtype in (torch.float64,) if n <= _DENSE_BELOW else (torch.float32, torch.float64):
-        if cost is None or cost.cross.dtype != dtype:
-            cost = None  # before there is a second
-            _check_memory(n, d, dtype, x.device, _available_memory(x.device))
-            cost = _cost.split_cost(x, y, dtype)
-        sure, hidden, pairs = _count_monotone(cost, _MOST_DIFFERENCES // d)
-        if pairs is not None:
-            return (sure + _count_exactly(x, y, cost.order, pairs)) / (n * (n - 1) / 2)
-    return (sure + hidden) / (n * (n - 1) / 2)
-
-
-def _count_monotone(cost: _cost.SplitCost, most: int) -> tuple[int, int, Int64[Tensor, " k"] | None]:
-    """Pairs i < j with a positive product, and with one that rounding hides: two counts, and the latter unless many."""
-    n, sure, hidden, pairs = cost.n, 0, 0, []
-    own, error = cost.cross.diagonal(), 8 * cost.unit_roundoff * (cost.x_squares + cost.y_squares)
-    error = error.to(own.dtype)
-    for rows in cost.tiles():
-        product = cost.cross[rows] + cost.cross[:, rows].T
-        product.sub_(own[rows, None] + own)
-        doubt = error[rows, None] + error
-        above, near = int((product > doubt).sum()), product.abs_() <= doubt
-        sure, hidden = sure + above, hidden + int(near.sum())
-        if hidden <= 2 * most + n:
-            keys = near.flatten().nonzero()[:, 0] + rows.start * n
-            pairs.append(keys[keys // n < keys % n])
-    few = hidden <= 2 * most + n
-    return sure // 2, (hidden - n) // 2, torch.cat(pairs) if few else None
-
-
-def _count_exactly(
-    x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], order: Int64[Tensor, " n"], pairs: Int64[Tensor, " k"]
-) -> int:
-    """How many of these pairs have ⟨x_i − x_j, y_i − y_j⟩ ≥ 0, differences in float64 first."""
-    n, d, scale, count = *x.shape, _cost.scale(x, y), 0
-    for some in pairs.split(max(1, _cost.TILE[x.device.type] // 8 // d)):
-        i, j = order[some // n], order[some % n]
-        dx, dy = (z[i].double().mul_(scale) - z[j].double().mul_(scale) for z in (x, y))
-        count += int((torch.linalg.vecdot(dx, dy) >= 0).sum())
-    return count
 
 
 def displacement_interpolation(
@@ -458,10 +337,10 @@ def displacement_interpolation(
     """
     if not 0 <= t <= 1:
         raise ValueError(f"t = {t} lies outside [0, 1]; a geodesic is not defined beyond its ends")
-    flat = _clouds(x, y)
+    flat = take_clouds(x, y)
     if assignment is None:
         assignment = assign(x, y)
     else:
-        _check_fits(assignment, *flat)
-    x, y = (z if isinstance(z, Tensor) and z.is_floating_point() else _tensor("x", z) for z in (x, y))
+        check_fits(assignment, *flat)
+    x, y = (z if isinstance(z, Tensor) and z.is_floating_point() else take("x", z) for z in (x, y))
     return (1 - t) * x + t * y[assignment.permutation.to(y.device)]

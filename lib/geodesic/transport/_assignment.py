@@ -18,8 +18,7 @@ Sources: Bertsekas, Annals of Operations Research 14 (1988) (price wars, and sca
 Ahuja, Magnanti & Orlin, Network Flows, chs. 5 and 9 (residual graphs, reduced costs).
 """
 
-import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -52,7 +51,9 @@ def settle(
     arcs are, what was reached is returned, and the certificate says what it is worth.
     """
     noise, cap = 8 * cost.unit_roundoff, _WORST
-    for turn in itertools.count(1):
+    turn = 0
+    while True:
+        turn += 1
         weights = cost.arc_slack(u, v, arcs)
         if quantum:
             weights = np.floor(weights / quantum) * quantum
@@ -82,41 +83,61 @@ def _start(
     They may be of any size. Optimal ones need no more than the largest cost between their median and the others; what
     lies further off would only drown the rest in its rounding.
     """
-    if u is None and v is None:
-        return None
     given, squares = (u, cost.x_squares) if v is None else (v, cost.y_squares)
+    if given is None:
+        return None
     start = (given[cost.order] * cost.scale**2).nan_to_num_() - squares
     reach = 4 * (cost.x_squares.max() + cost.y_squares.max()).item()
     start = (start - start.median()).clamp_(-reach, reach).to(cost.cross.dtype)
     return start if v is not None else column_transform(cost, start)
 
 
-def _from_potentials(
-    cost: SplitCost, near_v: Float[Tensor, " n"] | None
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Int64[np.ndarray, " n"], float]:
-    """Anneal for good potentials, choose a few arcs, and settle them. Returns u, v, σ and a limit of the slack."""
+def _given(cost: SplitCost, v: Float[Tensor, " n"]) -> Float64[Tensor, " n"]:
+    """The way back: potentials of c in the unit and the order of the clouds."""
+    given = torch.empty_like(cost.y_squares)
+    given[cost.order] = (cost.y_squares + v.double()) / cost.scale**2
+    return given
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """Where the solvers of finite precision arrive, and what the certificate starts from."""
+
+    u: Float[Tensor, " n"]
+    v: Float[Tensor, " n"]
+    sigma: Int64[np.ndarray, " n"]
+    limit: float  # slack within which the optimal arcs lie, and few others
+
+
+def _identity(cost: SplitCost) -> _Reached | None:
+    """Potentials that prove the identity optimal, but for rounding; None if there seem to be none."""
+    start = identity_start(cost)
+    return start and _Reached(*start[:2], np.arange(cost.n), start[2])
+
+
+def _from_potentials(cost: SplitCost, near_v: Float[Tensor, " n"] | None) -> _Reached:
+    """Anneal for good potentials, choose a few arcs, and settle them.
+
+    Raises: Crowded where float32 cannot tell the near-tight arcs apart.
+    """
     n = cost.n
     near_u, near_v, limit = anneal(cost, near_v)
     arcs = union(near_arcs(cost, near_u, near_v, limit, cap=CROWD, at_random=True), np.arange(n) * (n + 1))
     arcs = feed(cost, near_u, near_v, arcs)
     if cost.cross.dtype == torch.float32 and len(arcs) >= CROWD * n:
-        raise Crowded(near_v)
-    near_u, near_v, sigma = settle(cost, near_u, near_v, arcs, limit if n >= _LONG_WARS else 0.0)
-    return near_u, near_v, sigma, limit
+        raise Crowded(_given(cost, near_v))
+    return _Reached(*settle(cost, near_u, near_v, arcs, limit if n >= _LONG_WARS else 0.0), limit)
 
 
-def _among_ties(
-    clouds: Clouds,
-    cost: SplitCost,
-    u: Float[Tensor, " n"],
-    v: Float[Tensor, " n"],
-    sigma: Int64[np.ndarray, " n"],
-) -> Certified:
-    """Where too many arcs are tied to look at each: accept a small excess, and count them as the product sees them."""
-    n = cost.n
-    costs = float64_costs(clouds, np.arange(n) * n + sigma, 0.0)
+def _among_ties(clouds: Clouds, cost: SplitCost, reached: _Reached) -> Certified:
+    """Where too many arcs are tied to look at each: accept a small excess, and count them as the product sees them.
+
+    Raises: Crowded where even so there are too many to keep.
+    """
+    n, u, v = cost.n, reached.u, reached.v
+    costs = float64_costs(clouds, np.arange(n) * n + reached.sigma, 0.0)
     gap = max(_TIES_GAP * (float(costs.high.mean()) - cost.offset), np.finfo(float).tiny)
-    found = certify(clouds, cost, u, v, sigma, -gap)
+    found = certify(clouds, cost, u, v, reached.sigma, -gap)
     near = sum(int(near.sum()) for *_, near in near_tiles(cost, u, v, gap, rigorous=True))
     return replace(found, ties=replace(found.ties, arcs=near - n))
 
@@ -128,26 +149,17 @@ def solve(
 
     Where potentials prove the identity optimal, but for rounding, only the certificate remains to be made.
 
-    Raises: Crowded where float32 cannot tell the near-tight arcs apart.
+    Raises: Crowded where float32 cannot tell the near-tight arcs apart, with the potentials reached.
     """
     cost = split_cost(clouds.x, clouds.y, dtype, clouds.order)
-    near_v = _start(cost, u, v)
-    straight = identity_start(cost) if near_v is None else None
+    start = _start(cost, u, v)
+    reached = (_identity(cost) if start is None else None) or _from_potentials(cost, start)
     try:
-        if straight:
-            near_u, near_v, limit = straight
-            sigma = np.arange(cost.n)
-        else:
-            near_u, near_v, sigma, limit = _from_potentials(cost, near_v)
-        return certify(clouds, cost, near_u, near_v, sigma, 0.02 * limit), cost
-    except Crowded as crowded:
-        if dtype == torch.float32:
-            reached = near_v if crowded.v is None else crowded.v
-            if reached is not None:
-                crowded.v = torch.empty_like(cost.y_squares)
-                crowded.v[cost.order] = (cost.y_squares + reached.double()) / cost.scale**2
-            raise
-    try:
-        return _among_ties(clouds, cost, near_u, near_v, sigma), cost
+        return certify(clouds, cost, reached.u, reached.v, reached.sigma, 0.02 * reached.limit), cost
     except Crowded:
-        return unproved(clouds, sigma), cost
+        if dtype == torch.float32:
+            raise Crowded(_given(cost, reached.v)) from None
+    try:
+        return _among_ties(clouds, cost, reached), cost
+    except Crowded:
+        return unproved(clouds, reached.sigma), cost

@@ -167,8 +167,9 @@ def refine(
     """
     row, column = np.divmod(arcs, n)
     starts = np.searchsorted(row, np.arange(n))
-    left, best = np.full(n, room), None
-    for _ in range(_REFINEMENTS):
+    left, best, turn = np.full(n, room), None, 0
+    while True:
+        turn += 1
         weights, rounding = slack(costs, u[:, row], v[:, column])
         if best is not None:
             weights = np.minimum(weights, 2 * best.excess)
@@ -192,9 +193,8 @@ def refine(
         stuck = best is not None and found.excess > best.excess / 2
         if best is None or found.excess < best.excess:
             best = found
-        if stuck or best.excess <= enough:
-            break
-    return best
+        if stuck or best.excess <= enough or turn == _REFINEMENTS:
+            return best
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _steps(
         high, low = two_sum(x, -y)
         return (high - shift) + low  # the low part last: what cancels, cancels exactly
 
-    mean = sum(step(row).sum(0) for row in rows) / n
+    mean = sum((step(row).sum(0) for row in rows), start=torch.zeros_like(shift)) / n
     about = sum(float((step(row) - mean).square().sum()) for row in rows) / n
     square = about + float(mean @ mean)
     return mean, max(about * (1 - 1e-6) - 2.0**-48 * square, 0.0), square
@@ -479,19 +479,20 @@ def certify(
         np.stack([(squares + z.double()).cpu().numpy(), np.zeros(n)])
         for squares, z in ((cost.x_squares, u), (cost.y_squares, v))
     )
+
+    def spread(arcs: Int64[np.ndarray, " k"], costs: Costs, sigma: Int64[np.ndarray, " n"]) -> float:
+        """Mean cost less what is common to all permutations, from below."""
+        used = costs[np.searchsorted(arcs, np.arange(n) * n + sigma)]
+        return max(float((used.high - used.error).mean()) * (2 - _UP) - cost.offset, 0.0)
+
     while True:
         near = near_arcs(cost, u, v, margin, rigorous=True, most=CROWD * n if margin > 0 else MOST_ARCS)
         arcs = union(near, np.arange(n) * n + sigma)
         if margin <= 0:
             arcs = union(arcs, diagonal)  # which may be ties that were not looked at
         costs = float64_costs(clouds, arcs, floor)
-
-        def spread(sigma: Int64[np.ndarray, " n"], arcs: np.ndarray = arcs, costs: Costs = costs) -> float:
-            used = costs[np.searchsorted(arcs, np.arange(n) * n + sigma)]
-            return max(float((used.high - used.error).mean()) * (2 - _UP) - cost.offset, 0.0)
-
         room = margin - 2.0**-10 * abs(margin)  # the roundings of the margin itself
-        found = refine(n, arcs, costs, old_u, old_v, room, GAP * spread(sigma) * n / 4, single=True)
+        found = refine(n, arcs, costs, old_u, old_v, room, GAP * spread(arcs, costs, sigma) * n / 4, single=True)
         if margin > 0 and float(found.room.min()) < 5 * found.excess:
             margin = 2 * margin + 2 * float(found.matched.max())
             sigma = found.sigma
@@ -499,7 +500,7 @@ def certify(
                 raise Crowded
             continue
         if margin > 0:
-            return _finish(clouds, arcs, costs, found, spread(found.sigma), floor)
+            return _finish(clouds, arcs, costs, found, spread(arcs, costs, found.sigma), floor)
         row, column = np.divmod(arcs, n)
         weights, rounding = slack(costs, found.u[:, row], found.v[:, column])
         fixable = (weights - costs.error - rounding)[row == column] <= found.excess
@@ -509,13 +510,13 @@ def certify(
         other = replace(
             found, sigma=sigma, matched=np.maximum(above[np.searchsorted(arcs, np.arange(n) * n + sigma)], 0)
         )
-        found = other if other.excess <= GAP * spread(sigma) * n else found
+        found = other if other.excess <= GAP * spread(arcs, costs, sigma) * n else found
         used = np.searchsorted(arcs, np.arange(n) * n + found.sigma)
         return Certified(
             ties=Ties(found.sigma, 0, np.zeros(n, dtype=np.int64), fixable),
             cost=float(costs.high[used].mean()),
             excess=found.excess_of(costs[used]) / n,
-            spread=spread(found.sigma),
+            spread=spread(arcs, costs, found.sigma),
             u=found.u[0],
             v=found.v[0],
             shift=np.zeros(clouds.x.shape[1]),

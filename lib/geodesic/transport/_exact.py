@@ -17,6 +17,7 @@ and products); Higham, Accuracy and Stability of Numerical Algorithms, ch. 3 (er
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from geodesic.transport._cost import TILE, tiles
 
-Reals = Float64[np.ndarray, "..."] | Float64[Tensor, "..."]
+Reals = TypeVar("Reals", Float64[np.ndarray, "..."], Float64[Tensor, "..."])
 
 _H = 2.0**-53
 _SUBNORMAL = 2.0**-1020  # more than any operation on numbers below the normal range may lose
