@@ -53,7 +53,7 @@ def test_a_pass_scores_the_first_points_and_answers_for_all(network, monkeypatch
     dataset = digits()
     x, y = dataset.x_train, dataset.y_train
     seen = measure._Pass(network, x, y, scored=75, keep=[10, 50])
-    found, scored = seen.summary(), measure.evaluate(network, x[:75], y[:75])
+    found, scored = seen.found, measure.evaluate(network, x[:75], y[:75])
     whole = measure.evaluate(network, x, y)
     assert (found["accuracy"], found["stages"][0]["n"]) == (whole["accuracy"], 75)
     assert found["loss"] == pytest.approx(whole["loss"], rel=1e-6)

@@ -11,16 +11,16 @@ the device. Used by `experiment`, and through it by every chapter with recorded 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional as F
 
 from geodesic import probes, robustness, tracks, transport
+from geodesic._meters import Answers, Batch, Ends, Exits, Meter, Paths, Straightness, measure
 from geodesic.data import Dataset
 from geodesic.networks import Network
 from geodesic.robustness import Importance
@@ -54,7 +54,7 @@ def evaluate(network: Network, x: Float[Tensor, "n *shape"], y: Int64[Tensor, "n
         loss (mean cross-entropy, nats), accuracy in [0, 1], stages: one `tracks.Accumulator.summary` per stage, and
         early_exit: accuracy when the head reads each state of the last stage.
     """
-    return _Pass(network, x, y).summary()
+    return _Pass(network, x, y).found
 
 
 def brief(found: dict[str, Any]) -> dict[str, Any]:
@@ -88,14 +88,10 @@ def final(network: Network, dataset: Dataset, settings: Settings) -> dict[str, A
         "train": [n for n in settings.ots_points if n <= len(y) and (n <= TRAIN_OTS or n > len(yt))],
         "test": [n for n in settings.ots_points if n <= len(yt)],
     }
-    importance = Importance(network)
-    train = _Pass(network, x, y, scored=TRAIN_POINTS, keep=sizes["train"], importance=importance)
-    test = _Pass(network, xt, yt, keep=sizes["test"])
-    classes = len(dataset.classes)
-    found = {
-        "train": train.record(sizes["train"], classes),
-        "test": test.record(sizes["test"], classes, tabulate=classes <= _PAIR_CLASSES),
-    }
+    importance, classes = Importance(network), len(dataset.classes)
+    train = _Pass(network, x, y, scored=TRAIN_POINTS, keep=sizes["train"], classes=classes, importance=importance)
+    test = _Pass(network, xt, yt, keep=sizes["test"], classes=classes, tabulate=classes <= _PAIR_CLASSES)
+    found = {"train": train.found, "test": test.found}
     stages = found["test"]["stages"]
     aligned = [_Aligned(paths) for paths in train.paths] if network.network == "plain" else None
     for k, stage in enumerate(stages):
@@ -214,10 +210,10 @@ def rounded(value: Any, digits: int = _DIGITS) -> Any:
 
 
 class _Pass:
-    """One streamed pass over points: loss and accuracy of all, the scores of the first `scored` and their tracks.
+    """One streamed pass over points: loss and accuracy of all, the scores of the first `scored`.
 
     With `keep`, sizes of subsets, the ends of the tracks of the largest subset and the whole tracks of the first
-    thousand points are kept; all of a subset is scored. The memory is that of one batch besides.
+    thousand points are kept, and what they say is found besides; all of a subset is scored.
     """
 
     def __init__(
@@ -228,75 +224,43 @@ class _Pass:
         *,
         scored: int | None = None,
         keep: Sequence[int] | None = None,
+        classes: int | None = None,
+        tabulate: bool = False,
         importance: Importance | None = None,
     ):
         network.eval()
-        self.network, self.x, self.y, self.importance = network, x, y, importance
         largest = max(keep or [0])
         self.scored = len(y) if scored is None else min(len(y), max(scored, largest))
-        pairs = 0 if keep is None else min(_PATH_POINTS, self.scored)
-        self.straightness = [tracks.Accumulator() for _ in network.stages]
-        shapes = network.arch.stage_shapes
-        self.ends = [x.new_empty(2, max(largest, pairs), *shape) for shape in shapes]
-        self.paths = [
-            x.new_empty(len(stage.blocks) + 1, pairs, *shape)
-            for stage, shape in zip(network.stages, shapes, strict=True)
-        ]
-        self._loss = torch.zeros((), dtype=torch.float64, device=y.device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=y.device)
-        self._exits: Tensor | int = 0
-        self._run()
+        meters: list[Meter] = [Answers(), Exits(network.head), Straightness()]
+        if importance is not None:
+            meters.append(_Ranked(importance))
+        if keep is not None:
+            pairs = min(_PATH_POINTS, self.scored)
+            ends, paths = Ends(keep, classes, max(largest, pairs)), Paths(pairs, classes, tabulate=tabulate)
+            meters += [ends, paths]
+        self.found = measure(network, _cut(x, y, score_batch(network), self.scored), *meters, scored=self.scored)
+        if keep is not None:
+            self.ends, self.paths = ends.stages, paths.stages
+            errors, self.found["one_step_accuracy"] = probes.one_step(network, self.paths, y[:pairs])
+            for stage, error in zip(self.found["stages"], errors, strict=True):
+                stage["one_step_error"] = error
 
-    @torch.no_grad()
-    def _run(self) -> None:
-        batch, start = score_batch(self.network), 0
-        while start < len(self.y):
-            stop = min(start + batch, self.scored if start < self.scored else len(self.y))
-            xb, yb = self.x[start:stop], self.y[start:stop]
-            if start < self.scored:
-                stages = self.network.states(xb)
-                logits = torch.stack([self.network.head(state) for state in stages[-1]])
-                self._exits = self._exits + (logits.argmax(-1) == yb).sum(1)
-                self._see(start, yb, stages)
-                logits = logits[-1]
-            else:
-                logits = self.network(xb)
-            self._loss += F.cross_entropy(logits, yb, reduction="sum")
-            self._correct += (logits.argmax(1) == yb).sum()
-            start = stop
 
-    def _see(self, start: int, y: Tensor, stages: list[list[Tensor]]) -> None:
-        """Score and keep the states of a batch."""
-        if self.importance is not None:
-            self.importance.update(y, stages)
-        for states, score, ends, paths in zip(stages, self.straightness, self.ends, self.paths, strict=True):
-            score.update(states)
-            for kept, some in ((ends, (states[0], states[-1])), (paths, states)):
-                room = max(0, min(len(y), kept.shape[1] - start))
-                for place, state in zip(kept, some, strict=True) if room else ():
-                    place[start : start + room] = state[:room]
+def _cut(x: Tensor, y: Tensor, size: int, at: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches, of which none reaches beyond a point on both sides."""
+    for some, labels in ((x[:at], y[:at]), (x[at:], y[at:])):
+        if len(labels):
+            yield from zip(some.split(size), labels.split(size), strict=True)
+
+
+class _Ranked:
+    """Lets the units be ranked on the way."""
+
+    def __init__(self, importance: Importance):
+        self._importance = importance
+
+    def update(self, batch: Batch) -> None:
+        self._importance.update(batch.labels, batch.stages)
 
     def summary(self) -> dict[str, Any]:
-        """What `evaluate` returns; early exits are those of the points scored."""
-        return {
-            "loss": self._loss.item() / len(self.y),
-            "accuracy": self._correct.item() / len(self.y),
-            "early_exit": (self._exits.double() / self.scored).tolist(),
-            "stages": [score.summary() for score in self.straightness],
-        }
-
-    def record(self, sizes: list[int], classes: int, *, tabulate: bool = False) -> dict[str, Any]:
-        """The summary with everything that residual and plain networks share; `tabulate`: pairs by class as well."""
-        found = self.summary()
-        labels = self.y[: self.paths[0].shape[1]]
-        errors, found["one_step_accuracy"] = probes.one_step(self.network, self.paths, labels)
-        for stage, ends, paths, error in zip(found["stages"], self.ends, self.paths, errors, strict=True):
-            theorem1 = probes.theorem1_violations(paths.flatten(2), labels, classes)
-            stage |= {
-                "ots": [asdict(transport.optimal_transport_score(*ends[:, :n])) for n in sizes],
-                "theorem1": theorem1 | ({} if tabulate else {"by_class": None}),
-                "collapse": probes.collapse(ends[1], self.y[: ends.shape[1]], classes),
-                "pace": probes.pace(paths),
-                "one_step_error": error,
-            }
-        return found
+        return {}

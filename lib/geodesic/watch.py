@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {  # of tokens (n, tokens, units)
 _NEAREST = 5  # names that are offered for one that is not there
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Whatever gives the states of a batch, stage by stage, and its output, from one pass."""
 
