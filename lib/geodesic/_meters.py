@@ -172,6 +172,10 @@ class Kept:
             self._labels.append(batch.labels[:room])
         self._count += room
 
+    def summary(self) -> dict[str, Any]:
+        """Nothing: what is kept is read from `stages`."""
+        return {}
+
     @property
     def stages(self) -> list[Float[Tensor, "steps n *state"]]:
         """What is kept, stage by stage."""

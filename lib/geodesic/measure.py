@@ -11,25 +11,63 @@ the device. Used by `experiment`, and through it by every chapter with recorded 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from geodesic import probes, robustness, tracks, transport
-from geodesic._meters import Answers, Batch, Ends, Exits, Meter, Paths, Straightness, measure
+from geodesic import probes, robustness, tracks
+from geodesic._gauged import Aligned, Map, optimal, unitwise
+from geodesic._meters import (
+    Answers,
+    Batch,
+    Control,
+    Ends,
+    Exits,
+    Meter,
+    Paths,
+    Straightness,
+    measure,
+    radial,
+    scattered,
+)
+from geodesic._score import CONTROLS, Report, score
 from geodesic.data import Dataset
 from geodesic.networks import Network
 from geodesic.robustness import Importance
 from geodesic.settings import Settings
+from geodesic.watch import watch
+
+__all__ = [
+    "CONTROLS",
+    "TRAIN_OTS",
+    "TRAIN_POINTS",
+    "Answers",
+    "Batch",
+    "Control",
+    "Ends",
+    "Exits",
+    "Meter",
+    "Paths",
+    "Report",
+    "Straightness",
+    "brief",
+    "evaluate",
+    "final",
+    "measure",
+    "radial",
+    "rounded",
+    "scattered",
+    "score",
+    "score_batch",
+    "watch",
+]
 
 TRAIN_POINTS = 4000  # of the training part that are scored; loss and accuracy take all of it
 TRAIN_OTS = 2000  # largest subset of the training part whose transport is scored, where the test part goes on
 _UNIT_OTS = 4000  # largest subset at unit channels
-_ALIGNED_OTS = 2000  # largest subset in the aligned gauge
 _PATH_POINTS = 1000  # points whose whole tracks are kept: Theorem 1 takes their pairs, a gauge is fitted to them
 _CURL_CLOUD, _CURL_POINTS, _CURL_PROBES = 500, 64, 4  # test points that span, that are linearised; probes of each
 _JACOBIAN_POINTS = 4  # points at which singular vectors of the blocks are taken
@@ -37,8 +75,6 @@ _PAIR_CLASSES = 20  # up to so many classes the table of class pairs is kept
 _SCORED = {"cpu": 2**21, "cuda": 2**25}  # numbers of a state that a pass of scoring holds: a cache keeps a few such
 _EXACT = {"w2_squared", "identity_cost", "cost_ratio"}  # what a certificate is about is not rounded
 _DIGITS = 5
-
-Map = Callable[[Tensor], Tensor]
 
 
 def score_batch(network: Network) -> int:
@@ -93,7 +129,7 @@ def final(network: Network, dataset: Dataset, settings: Settings) -> dict[str, A
     test = _Pass(network, xt, yt, keep=sizes["test"], classes=classes, tabulate=classes <= _PAIR_CLASSES)
     found = {"train": train.found, "test": test.found}
     stages = found["test"]["stages"]
-    aligned = [_Aligned(paths) for paths in train.paths] if network.network == "plain" else None
+    aligned = [Aligned(paths) for paths in train.paths] if network.network == "plain" else None
     for k, stage in enumerate(stages):
         paths, ends = test.paths[k], test.ends[k]
         blocks, start = network.stages[k].blocks, paths[0][:_CURL_CLOUD]
@@ -117,17 +153,11 @@ def final(network: Network, dataset: Dataset, settings: Settings) -> dict[str, A
 
 def _metric(ends: Float[Tensor, "2 n *state"], sizes: list[int]) -> dict[str, Any]:
     """Growth of a residual stream, and OTS in another of the metrics that its identity maps leave free."""
-    factors = _unitwise(tracks.unit_channels(ends[0]), ends[0])
+    factors = unitwise(tracks.unit_channels(ends[0]), ends[0])
     return {
         "growth": tracks.growth(ends).item(),
-        "ots_unit": [_optimal(*ends[:, :n] * factors) for n in sizes if n <= _UNIT_OTS],
+        "ots_unit": [optimal(*ends[:, :n] * factors) for n in sizes if n <= _UNIT_OTS],
     }
-
-
-def _optimal(x: Float[Tensor, "n *state"], y: Float[Tensor, "n *state"]) -> dict[str, Any]:
-    """OTS with its bounds."""
-    score = asdict(transport.optimal_transport_score(x, y))
-    return {key: score[key] for key in ("n", "share", "share_lower", "share_upper", "cost_ratio", "certified")}
 
 
 def _curl(blocks: Iterable[Map], x: Float[Tensor, "n *state"]) -> dict[str, Any]:
@@ -142,62 +172,6 @@ def _curl(blocks: Iterable[Map], x: Float[Tensor, "n *state"]) -> dict[str, Any]
         return found("isotropic", "span")
     except ValueError:  # a collapsed network: some state is the same at all points, and spans nothing
         return found("isotropic")
-
-
-class _Aligned:
-    """A stage of a plain network in the gauges of its tracks, fitted on training points (see `tracks.align`).
-
-    A plain network's units bear no common name from layer to layer, and its states no common scale: every score of its
-    tracks is one of a gauge.
-    """
-
-    def __init__(self, fit: Float[Tensor, "steps n *state"]):
-        self._gauges = tracks.find_gauges(fit)
-        self._ends = tracks.find_gauge(fit[[0, -1]])
-        permuted = self._gauges["permuted"]
-        self._order, self._scales = permuted.permutations, permuted.scales
-        self._inverse = self._order.argsort(dim=1)
-
-    def scores(
-        self, paths: Float[Tensor, "steps n *state"], ends: Float[Tensor, "2 n *state"], sizes: list[int]
-    ) -> dict[str, Any]:
-        """Line-shape scores of other points in each gauge; OTS with x_L's units matched to x_0's, at one size."""
-        found: dict[str, Any] = {
-            name: _line_shape(gauge.apply_to_states(paths)) for name, gauge in self._gauges.items()
-        }
-        n = max([n for n in sizes if n <= _ALIGNED_OTS], default=0)
-        return found | {"ots": _optimal(*self._ends.apply_to_states(ends[:, :n])) if n else None}
-
-    def state(self, l: int, x: Float[Tensor, "n *state"]) -> Float[Tensor, "n *state"]:
-        """x_l with its units permuted, at mean norm 1."""
-        return x.index_select(1, self._order[l]) * _unitwise(self._scales[l], x)
-
-    def back(self, l: int, z: Float[Tensor, "n *state"]) -> Float[Tensor, "n *state"]:
-        """The x_l that `state` takes to z."""
-        return (z / _unitwise(self._scales[l], z)).index_select(1, self._inverse[l])
-
-    def matched(self, l: int, before: Float[Tensor, "n *state"]) -> Float[Tensor, "n *state"]:
-        """x_{l−1} with its units named and scaled as in x_l."""
-        return self.back(l, self.state(l - 1, before))
-
-    def seen(self, blocks: Iterable[Map]) -> list[Map]:
-        """The blocks as maps from gauge to gauge."""
-
-        def named(l: int, block: Map) -> Map:
-            return lambda z: self.state(l + 1, block(self.back(l, z)))
-
-        return [named(l, block) for l, block in enumerate(blocks)]
-
-
-def _unitwise(factors: Float[Tensor, "units"], x: Tensor) -> Tensor:
-    return factors.view(-1, *[1] * (x.ndim - 2))
-
-
-def _line_shape(track: tracks.Track) -> dict[str, Any]:
-    scores = tracks.Accumulator()
-    scores.update(track)
-    found = scores.summary()
-    return {key: found[key] for key in ("lsr_mean", "lsr_median", "lss_mean", "lss_median", "segment_shares")}
 
 
 def rounded(value: Any, digits: int = _DIGITS) -> Any:
