@@ -8,7 +8,7 @@ by `measure`.
 | x_0 … x_L | states | of the points of a batch, in one stage |
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
@@ -31,6 +31,17 @@ class Batch:
     labels: Int64[Tensor, "n"] | None
     stages: list[list[Tensor]]  # per stage the states x_0 … x_L; none where the network was asked for answers alone
     output: Any
+
+    @property
+    def classes(self) -> Int64[Tensor, "n"]:
+        """The labels.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self.labels is None:
+            raise ValueError("a meter needs the classes of the points; pass batches of points and classes")
+        return self.labels
 
 
 @runtime_checkable
@@ -58,8 +69,8 @@ def measure(
         network: one of our own, in evaluation mode, or a model seen by `watch`.
         batches: points and their classes, or None.
         meters: what is looked at.
-        scored: points whose states are read; those of later batches are only answered (our own networks), which is
-            cheaper. None reads all.
+        scored: points whose states are read; those of later batches are only answered, which is cheaper. None reads
+            all.
 
     Returns:
         the summaries of all meters in one: "stages" has a dict for every stage.
@@ -97,14 +108,14 @@ class Answers:
     """Mean cross-entropy (nats) and accuracy of all points."""
 
     def __init__(self) -> None:
-        self._n, self._sums = 0, None
+        self._n, self._sums = 0, torch.zeros(2, dtype=torch.float64)
 
     def update(self, batch: Batch) -> None:
         """The output holds logits."""
-        loss = F.cross_entropy(batch.output, batch.labels, reduction="sum").double()
-        sums = torch.stack([loss, (batch.output.argmax(1) == batch.labels).sum().double()])
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._n += len(batch.labels)
+        loss = F.cross_entropy(batch.output, batch.classes, reduction="sum").double()
+        sums = torch.stack([loss, (batch.output.argmax(1) == batch.classes).sum().double()])
+        self._sums = self._sums.to(sums.device) + sums
+        self._n += len(batch.classes)
 
     def summary(self) -> dict[str, Any]:
         """Loss and accuracy."""
@@ -116,15 +127,15 @@ class Exits:
     """Accuracy when the head reads each state of the last stage."""
 
     def __init__(self, head: nn.Module):
-        self._head, self._n, self._correct = head, 0, None
+        self._head, self._n, self._correct = head, 0, torch.zeros((), dtype=torch.int64)
 
     def update(self, batch: Batch) -> None:
         """The output is what the head makes of the last state."""
         if batch.stages:
             logits = torch.stack([*map(self._head, batch.stages[-1][:-1]), batch.output])
-            correct = (logits.argmax(-1) == batch.labels).sum(1)
-            self._correct = correct if self._correct is None else self._correct + correct
-            self._n += len(batch.labels)
+            correct = (logits.argmax(-1) == batch.classes).sum(1)
+            self._correct = self._correct.to(correct.device) + correct
+            self._n += len(batch.classes)
 
     def summary(self) -> dict[str, Any]:
         """One accuracy for every state."""
@@ -182,9 +193,15 @@ class Kept:
         return [kept[:, : self._count] for kept in self._stages]
 
     @property
-    def labels(self) -> Int64[Tensor, "n"] | None:
-        """Classes of the points that are kept."""
-        return torch.cat(self._labels) if self._labels else None
+    def labels(self) -> Int64[Tensor, "n"]:
+        """Classes of the points that are kept.
+
+        Raises:
+            ValueError: if the batches had none.
+        """
+        if not self._labels:
+            raise ValueError("the classes of the points are not known; pass batches of points and classes")
+        return torch.cat(self._labels)
 
 
 class Ends(Kept):
@@ -197,7 +214,7 @@ class Ends(Kept):
     def summary(self) -> dict[str, Any]:
         """A score for each size that there are points for; of all points where there is none."""
         sizes = [n for n in self.sizes if n <= self._count] or [self._count] * bool(self.sizes)
-        found = [
+        found: list[dict[str, Any]] = [
             {"ots": [asdict(transport.optimal_transport_score(*ends[:, :n])) for n in sizes]} for ends in self.stages
         ]
         if self._classes is not None:
@@ -237,7 +254,7 @@ class Control:
         for meter in self._meters:
             meter.update(moved)
 
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Under the control's name what its meters saw."""
         return {self.name: _merged(self._meters)}
 

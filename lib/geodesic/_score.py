@@ -290,8 +290,11 @@ def _forbidden(rows: Sequence[dict[str, Any]], controls: Sequence[str]) -> list[
     stages = sorted({row["stage"] for row in rows})
 
     def as_good(control: str, read: Callable[[Mapping[str, Any]], float | None], sign: int) -> list[str]:
-        pairs = {k: (read(at[k, control]), read(at[k, "model"])) for k in stages}
-        return [str(k) for k, (c, m) in pairs.items() if None not in (c, m) and sign * (c - m) >= -_NEAR]
+        def better(k: int) -> bool:
+            mine, other = read(at[k, "model"]), read(at[k, control])
+            return mine is not None and other is not None and sign * (other - mine) >= -_NEAR
+
+        return [str(k) for k in stages if better(k)]
 
     asked = [
         ("OTS", lambda row: row["ots"][-1]["share"], 1),

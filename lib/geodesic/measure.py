@@ -208,9 +208,9 @@ class _Pass:
         meters: list[Meter] = [Answers(), Exits(network.head), Straightness()]
         if importance is not None:
             meters.append(_Ranked(importance))
+        pairs = 0 if keep is None else min(_PATH_POINTS, self.scored)
+        ends, paths = Ends(keep or [], classes, max(largest, pairs)), Paths(pairs, classes, tabulate=tabulate)
         if keep is not None:
-            pairs = min(_PATH_POINTS, self.scored)
-            ends, paths = Ends(keep, classes, max(largest, pairs)), Paths(pairs, classes, tabulate=tabulate)
             meters += [ends, paths]
         self.found = measure(network, _cut(x, y, score_batch(network), self.scored), *meters, scored=self.scored)
         if keep is not None:
@@ -234,7 +234,7 @@ class _Ranked:
         self._importance = importance
 
     def update(self, batch: Batch) -> None:
-        self._importance.update(batch.labels, batch.stages)
+        self._importance.update(batch.classes, batch.stages)
 
     def summary(self) -> dict[str, Any]:
         return {}

@@ -38,6 +38,10 @@ class Reader(Protocol):
         """Per stage the states x_0 … x_L, each (n, *state); and what the network makes of the batch."""
         ...
 
+    def __call__(self, x: Any, /) -> Any:
+        """The output alone."""
+        ...
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -98,6 +102,11 @@ class Watched:
         self._rest = walk.rest
         return stages, output
 
+    def __call__(self, x: Any) -> Any:
+        """The model's output, in evaluation mode and without gradients."""
+        with undisturbed(self.model):
+            return call(self.model, x)
+
     def identity_maps(self, x: Any) -> dict[str, bool]:
         """Which blocks carry their input on past their weights, as a residual block does, and which are plain.
 
@@ -139,7 +148,7 @@ class Watched:
 
         def run(state: Tensor) -> Tensor:
             state = state.clone()  # the block may change it in place
-            return _tensor(block(*args, **kwargs, **{key: state}) if key else block(state, *args, **kwargs))
+            return _made(name, block(*args, **kwargs, **{key: state}) if key else block(state, *args, **kwargs))
 
         return run
 
@@ -197,14 +206,12 @@ class _Walk:
             self._met = None
             return
         self._met = met.clone()
-        if self.stages and met.shape == self.stages[-1][-1].shape:
+        if self._last is not None and met.shape == self.stages[-1][-1].shape:
             self.gaps.append(f"{self._last[0]} and {name}")
 
     def after(self, name: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._changed(f"by {name}")
-        out = _tensor(output)
-        if out is None:
-            raise ValueError(f"block {name} gives {type(output).__name__} without a tensor; watch blocks that give one")
+        out = _made(name, output)
         state = self._state(f"block {name}", out).clone()
         if state.shape != self._shape:
             self.stages.append([state])
@@ -385,12 +392,21 @@ def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return type(value)(_mapped(function, item) for item in value) if type(value) in (tuple, list) else value
 
 
+def _made(name: str, output: Any) -> Tensor:
+    """The first tensor that a block gives."""
+    if (out := _tensor(output)) is None:
+        raise ValueError(f"block {name} gives {type(output).__name__} without a tensor; watch blocks that give one")
+    return out
+
+
 def _besides(x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
     """(name of the state's argument or None, other arguments, other named ones); None if the state lies deeper."""
     if args and args[0] is x:
         return None, args[1:], kwargs
     key = next((key for key, value in kwargs.items() if value is x), None)
-    return key and (key, args, {other: value for other, value in kwargs.items() if other != key})
+    if key is None:
+        return None
+    return key, args, {other: value for other, value in kwargs.items() if other != key}
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
