@@ -53,7 +53,7 @@ def test_a_pass_scores_the_first_points_and_answers_for_all(network, monkeypatch
     dataset = digits()
     x, y = dataset.x_train, dataset.y_train
     seen = measure._Pass(network, x, y, scored=75, keep=[10, 50])
-    found, scored = seen.summary(), measure.evaluate(network, x[:75], y[:75])
+    found, scored = seen.found, measure.evaluate(network, x[:75], y[:75])
     whole = measure.evaluate(network, x, y)
     assert (found["accuracy"], found["stages"][0]["n"]) == (whole["accuracy"], 75)
     assert found["loss"] == pytest.approx(whole["loss"], rel=1e-6)
@@ -121,7 +121,7 @@ def test_the_gauge_undoes_itself_and_leaves_the_chain_of_blocks_as_it_is(generat
     x = torch.randn(20, 3, 32, 32, generator=generator)
     with torch.no_grad():
         (track,) = net.tracks(x)
-        aligned = measure._Aligned(track)
+        aligned = measure.Aligned(track)
         state = aligned.state(0, track[0])
         for l, block in enumerate(aligned.seen(net.stages[0].blocks), 1):
             torch.testing.assert_close(aligned.back(l, aligned.state(l, track[l])), track[l])
@@ -177,7 +177,7 @@ def test_curl_of_a_plain_network_is_that_of_its_permuted_gauge(generator):
     x = dataset.x_test - dataset.x_test.min()
     with torch.no_grad():
         (track,) = net.tracks(x)
-    blocks, aligned = net.stages[0].blocks, measure._Aligned(track)
+    blocks, aligned = net.stages[0].blocks, measure.Aligned(track)
     raw = measure._curl(blocks, track[0])["map"]["isotropic"]
     seen = measure._curl(aligned.seen(blocks), aligned.state(0, track[0]))["map"]["isotropic"]
     assert raw["share"] > 0.1

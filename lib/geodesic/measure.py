@@ -11,25 +11,63 @@ the device. Used by `experiment`, and through it by every chapter with recorded 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional as F
 
-from geodesic import probes, robustness, tracks, transport
+from geodesic import probes, robustness, tracks
+from geodesic._gauged import Aligned, Map, optimal, unitwise
+from geodesic._meters import (
+    Answers,
+    Batch,
+    Control,
+    Ends,
+    Exits,
+    Meter,
+    Paths,
+    Straightness,
+    measure,
+    radial,
+    scattered,
+)
+from geodesic._score import CONTROLS, Report, score
 from geodesic.data import Dataset
 from geodesic.networks import Network
 from geodesic.robustness import Importance
 from geodesic.settings import Settings
+from geodesic.watch import watch
+
+__all__ = [
+    "CONTROLS",
+    "TRAIN_OTS",
+    "TRAIN_POINTS",
+    "Answers",
+    "Batch",
+    "Control",
+    "Ends",
+    "Exits",
+    "Meter",
+    "Paths",
+    "Report",
+    "Straightness",
+    "brief",
+    "evaluate",
+    "final",
+    "measure",
+    "radial",
+    "rounded",
+    "scattered",
+    "score",
+    "score_batch",
+    "watch",
+]
 
 TRAIN_POINTS = 4000  # of the training part that are scored; loss and accuracy take all of it
 TRAIN_OTS = 2000  # largest subset of the training part whose transport is scored, where the test part goes on
 _UNIT_OTS = 4000  # largest subset at unit channels
-_ALIGNED_OTS = 2000  # largest subset in the aligned gauge
 _PATH_POINTS = 1000  # points whose whole tracks are kept: Theorem 1 takes their pairs, a gauge is fitted to them
 _CURL_CLOUD, _CURL_POINTS, _CURL_PROBES = 500, 64, 4  # test points that span, that are linearised; probes of each
 _JACOBIAN_POINTS = 4  # points at which singular vectors of the blocks are taken
@@ -37,8 +75,6 @@ _PAIR_CLASSES = 20  # up to so many classes the table of class pairs is kept
 _SCORED = {"cpu": 2**21, "cuda": 2**25}  # numbers of a state that a pass of scoring holds: a cache keeps a few such
 _EXACT = {"w2_squared", "identity_cost", "cost_ratio"}  # what a certificate is about is not rounded
 _DIGITS = 5
-
-Map = Callable[[Tensor], Tensor]
 
 
 def score_batch(network: Network) -> int:
@@ -54,7 +90,7 @@ def evaluate(network: Network, x: Float[Tensor, "n *shape"], y: Int64[Tensor, "n
         loss (mean cross-entropy, nats), accuracy in [0, 1], stages: one `tracks.Accumulator.summary` per stage, and
         early_exit: accuracy when the head reads each state of the last stage.
     """
-    return _Pass(network, x, y).summary()
+    return _Pass(network, x, y).found
 
 
 def brief(found: dict[str, Any]) -> dict[str, Any]:
@@ -88,16 +124,12 @@ def final(network: Network, dataset: Dataset, settings: Settings) -> dict[str, A
         "train": [n for n in settings.ots_points if n <= len(y) and (n <= TRAIN_OTS or n > len(yt))],
         "test": [n for n in settings.ots_points if n <= len(yt)],
     }
-    importance = Importance(network)
-    train = _Pass(network, x, y, scored=TRAIN_POINTS, keep=sizes["train"], importance=importance)
-    test = _Pass(network, xt, yt, keep=sizes["test"])
-    classes = len(dataset.classes)
-    found = {
-        "train": train.record(sizes["train"], classes),
-        "test": test.record(sizes["test"], classes, tabulate=classes <= _PAIR_CLASSES),
-    }
+    importance, classes = Importance(network), len(dataset.classes)
+    train = _Pass(network, x, y, scored=TRAIN_POINTS, keep=sizes["train"], classes=classes, importance=importance)
+    test = _Pass(network, xt, yt, keep=sizes["test"], classes=classes, tabulate=classes <= _PAIR_CLASSES)
+    found = {"train": train.found, "test": test.found}
     stages = found["test"]["stages"]
-    aligned = [_Aligned(paths) for paths in train.paths] if network.network == "plain" else None
+    aligned = [Aligned(paths) for paths in train.paths] if network.network == "plain" else None
     for k, stage in enumerate(stages):
         paths, ends = test.paths[k], test.ends[k]
         blocks, start = network.stages[k].blocks, paths[0][:_CURL_CLOUD]
@@ -121,17 +153,11 @@ def final(network: Network, dataset: Dataset, settings: Settings) -> dict[str, A
 
 def _metric(ends: Float[Tensor, "2 n *state"], sizes: list[int]) -> dict[str, Any]:
     """Growth of a residual stream, and OTS in another of the metrics that its identity maps leave free."""
-    factors = _unitwise(tracks.unit_channels(ends[0]), ends[0])
+    factors = unitwise(tracks.unit_channels(ends[0]), ends[0])
     return {
         "growth": tracks.growth(ends).item(),
-        "ots_unit": [_optimal(*ends[:, :n] * factors) for n in sizes if n <= _UNIT_OTS],
+        "ots_unit": [optimal(*ends[:, :n] * factors) for n in sizes if n <= _UNIT_OTS],
     }
-
-
-def _optimal(x: Float[Tensor, "n *state"], y: Float[Tensor, "n *state"]) -> dict[str, Any]:
-    """OTS with its bounds."""
-    score = asdict(transport.optimal_transport_score(x, y))
-    return {key: score[key] for key in ("n", "share", "share_lower", "share_upper", "cost_ratio", "certified")}
 
 
 def _curl(blocks: Iterable[Map], x: Float[Tensor, "n *state"]) -> dict[str, Any]:
@@ -148,62 +174,6 @@ def _curl(blocks: Iterable[Map], x: Float[Tensor, "n *state"]) -> dict[str, Any]
         return found("isotropic")
 
 
-class _Aligned:
-    """A stage of a plain network in the gauges of its tracks, fitted on training points (see `tracks.align`).
-
-    A plain network's units bear no common name from layer to layer, and its states no common scale: every score of its
-    tracks is one of a gauge.
-    """
-
-    def __init__(self, fit: Float[Tensor, "steps n *state"]):
-        self._gauges = tracks.find_gauges(fit)
-        self._ends = tracks.find_gauge(fit[[0, -1]])
-        permuted = self._gauges["permuted"]
-        self._order, self._scales = permuted.permutations, permuted.scales
-        self._inverse = self._order.argsort(dim=1)
-
-    def scores(
-        self, paths: Float[Tensor, "steps n *state"], ends: Float[Tensor, "2 n *state"], sizes: list[int]
-    ) -> dict[str, Any]:
-        """Line-shape scores of other points in each gauge; OTS with x_L's units matched to x_0's, at one size."""
-        found: dict[str, Any] = {
-            name: _line_shape(gauge.apply_to_states(paths)) for name, gauge in self._gauges.items()
-        }
-        n = max([n for n in sizes if n <= _ALIGNED_OTS], default=0)
-        return found | {"ots": _optimal(*self._ends.apply_to_states(ends[:, :n])) if n else None}
-
-    def state(self, l: int, x: Float[Tensor, "n *state"]) -> Float[Tensor, "n *state"]:
-        """x_l with its units permuted, at mean norm 1."""
-        return x.index_select(1, self._order[l]) * _unitwise(self._scales[l], x)
-
-    def back(self, l: int, z: Float[Tensor, "n *state"]) -> Float[Tensor, "n *state"]:
-        """The x_l that `state` takes to z."""
-        return (z / _unitwise(self._scales[l], z)).index_select(1, self._inverse[l])
-
-    def matched(self, l: int, before: Float[Tensor, "n *state"]) -> Float[Tensor, "n *state"]:
-        """x_{l−1} with its units named and scaled as in x_l."""
-        return self.back(l, self.state(l - 1, before))
-
-    def seen(self, blocks: Iterable[Map]) -> list[Map]:
-        """The blocks as maps from gauge to gauge."""
-
-        def named(l: int, block: Map) -> Map:
-            return lambda z: self.state(l + 1, block(self.back(l, z)))
-
-        return [named(l, block) for l, block in enumerate(blocks)]
-
-
-def _unitwise(factors: Float[Tensor, "units"], x: Tensor) -> Tensor:
-    return factors.view(-1, *[1] * (x.ndim - 2))
-
-
-def _line_shape(track: tracks.Track) -> dict[str, Any]:
-    scores = tracks.Accumulator()
-    scores.update(track)
-    found = scores.summary()
-    return {key: found[key] for key in ("lsr_mean", "lsr_median", "lss_mean", "lss_median", "segment_shares")}
-
-
 def rounded(value: Any, digits: int = _DIGITS) -> Any:
     """The same value with its floats to so many significant digits; what a certificate is about stays as it is."""
     if isinstance(value, dict):
@@ -214,10 +184,10 @@ def rounded(value: Any, digits: int = _DIGITS) -> Any:
 
 
 class _Pass:
-    """One streamed pass over points: loss and accuracy of all, the scores of the first `scored` and their tracks.
+    """One streamed pass over points: loss and accuracy of all, the scores of the first `scored`.
 
     With `keep`, sizes of subsets, the ends of the tracks of the largest subset and the whole tracks of the first
-    thousand points are kept; all of a subset is scored. The memory is that of one batch besides.
+    thousand points are kept, and what they say is found besides; all of a subset is scored.
     """
 
     def __init__(
@@ -228,75 +198,43 @@ class _Pass:
         *,
         scored: int | None = None,
         keep: Sequence[int] | None = None,
+        classes: int | None = None,
+        tabulate: bool = False,
         importance: Importance | None = None,
     ):
         network.eval()
-        self.network, self.x, self.y, self.importance = network, x, y, importance
         largest = max(keep or [0])
         self.scored = len(y) if scored is None else min(len(y), max(scored, largest))
+        meters: list[Meter] = [Answers(), Exits(network.head), Straightness()]
+        if importance is not None:
+            meters.append(_Ranked(importance))
         pairs = 0 if keep is None else min(_PATH_POINTS, self.scored)
-        self.straightness = [tracks.Accumulator() for _ in network.stages]
-        shapes = network.arch.stage_shapes
-        self.ends = [x.new_empty(2, max(largest, pairs), *shape) for shape in shapes]
-        self.paths = [
-            x.new_empty(len(stage.blocks) + 1, pairs, *shape)
-            for stage, shape in zip(network.stages, shapes, strict=True)
-        ]
-        self._loss = torch.zeros((), dtype=torch.float64, device=y.device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=y.device)
-        self._exits: Tensor | int = 0
-        self._run()
+        ends, paths = Ends(keep or [], classes, max(largest, pairs)), Paths(pairs, classes, tabulate=tabulate)
+        if keep is not None:
+            meters += [ends, paths]
+        self.found = measure(network, _cut(x, y, score_batch(network), self.scored), *meters, scored=self.scored)
+        if keep is not None:
+            self.ends, self.paths = ends.stages, paths.stages
+            errors, self.found["one_step_accuracy"] = probes.one_step(network, self.paths, y[:pairs])
+            for stage, error in zip(self.found["stages"], errors, strict=True):
+                stage["one_step_error"] = error
 
-    @torch.no_grad()
-    def _run(self) -> None:
-        batch, start = score_batch(self.network), 0
-        while start < len(self.y):
-            stop = min(start + batch, self.scored if start < self.scored else len(self.y))
-            xb, yb = self.x[start:stop], self.y[start:stop]
-            if start < self.scored:
-                stages = self.network.states(xb)
-                logits = torch.stack([self.network.head(state) for state in stages[-1]])
-                self._exits = self._exits + (logits.argmax(-1) == yb).sum(1)
-                self._see(start, yb, stages)
-                logits = logits[-1]
-            else:
-                logits = self.network(xb)
-            self._loss += F.cross_entropy(logits, yb, reduction="sum")
-            self._correct += (logits.argmax(1) == yb).sum()
-            start = stop
 
-    def _see(self, start: int, y: Tensor, stages: list[list[Tensor]]) -> None:
-        """Score and keep the states of a batch."""
-        if self.importance is not None:
-            self.importance.update(y, stages)
-        for states, score, ends, paths in zip(stages, self.straightness, self.ends, self.paths, strict=True):
-            score.update(states)
-            for kept, some in ((ends, (states[0], states[-1])), (paths, states)):
-                room = max(0, min(len(y), kept.shape[1] - start))
-                for place, state in zip(kept, some, strict=True) if room else ():
-                    place[start : start + room] = state[:room]
+def _cut(x: Tensor, y: Tensor, size: int, at: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches, of which none reaches beyond a point on both sides."""
+    for some, labels in ((x[:at], y[:at]), (x[at:], y[at:])):
+        if len(labels):
+            yield from zip(some.split(size), labels.split(size), strict=True)
+
+
+class _Ranked:
+    """Lets the units be ranked on the way."""
+
+    def __init__(self, importance: Importance):
+        self._importance = importance
+
+    def update(self, batch: Batch) -> None:
+        self._importance.update(batch.classes, batch.stages)
 
     def summary(self) -> dict[str, Any]:
-        """What `evaluate` returns; early exits are those of the points scored."""
-        return {
-            "loss": self._loss.item() / len(self.y),
-            "accuracy": self._correct.item() / len(self.y),
-            "early_exit": (self._exits.double() / self.scored).tolist(),
-            "stages": [score.summary() for score in self.straightness],
-        }
-
-    def record(self, sizes: list[int], classes: int, *, tabulate: bool = False) -> dict[str, Any]:
-        """The summary with everything that residual and plain networks share; `tabulate`: pairs by class as well."""
-        found = self.summary()
-        labels = self.y[: self.paths[0].shape[1]]
-        errors, found["one_step_accuracy"] = probes.one_step(self.network, self.paths, labels)
-        for stage, ends, paths, error in zip(found["stages"], self.ends, self.paths, errors, strict=True):
-            theorem1 = probes.theorem1_violations(paths.flatten(2), labels, classes)
-            stage |= {
-                "ots": [asdict(transport.optimal_transport_score(*ends[:, :n])) for n in sizes],
-                "theorem1": theorem1 | ({} if tabulate else {"by_class": None}),
-                "collapse": probes.collapse(ends[1], self.y[: ends.shape[1]], classes),
-                "pace": probes.pace(paths),
-                "one_step_error": error,
-            }
-        return found
+        return {}

@@ -285,6 +285,11 @@ class Network(nn.Module):
             stages.append(states)
         return stages
 
+    def read(self, x: Float[Tensor, "n *shape"]) -> tuple[list[list[Float[Tensor, "n *state"]]], Tensor]:
+        """The states of a batch, stage by stage, and its logits: what `watch` finds in other models."""
+        stages = self.states(x)
+        return stages, self.head(stages[-1][-1])
+
     def resume(self, stage: int, block: int, state: Float[Tensor, "n *state"]) -> Float[Tensor, "n classes"]:
         """Logits when the network goes on from a state that stands after `block` blocks of stage `stage` (from 0)."""
         for k, later in enumerate(self.stages[stage:]):
