@@ -71,17 +71,17 @@ DATASET ?= cifar10
 DEVICE ?= cuda
 DOWNLOAD ?=
 
-results: .venv/installed  ## make the records that are missing of MNIST and of the CPU tier of CIFAR-10
+results: .venv/installed  ## make the records that are missing of MNIST and CIFAR-10 with K = 1 (DEVICE=cpu without a GPU)
 	@failed=0
-	for grid in mnist cifar10-k1-cpu cifar10-k4-cpu; do
-	  $(BIN)/python -m geodesic sweep $(GRIDS)/$$grid.toml || failed=1
+	for grid in mnist cifar10-k1; do
+	  $(BIN)/python -m geodesic sweep $(GRIDS)/$$grid.toml --device $(DEVICE) || failed=1
 	done
 	exit $$failed
 
-cifar-k1: .venv/installed  ## full tier, K = 1 (DATASET=cifar100 for CIFAR-100, DOWNLOAD=--download, DEVICE=cuda)
+cifar-k1: .venv/installed  ## the paper's size, K = 1 (DATASET=cifar100 for CIFAR-100, DOWNLOAD=--download, DEVICE=cuda)
 	@$(BIN)/python -m geodesic sweep $(GRIDS)/$(DATASET)-k1.toml --device $(DEVICE) $(DOWNLOAD)
 
-cifar-k4: .venv/installed  ## full tier, K = 4
+cifar-k4: .venv/installed  ## the paper's size, K = 4
 	@$(BIN)/python -m geodesic sweep $(GRIDS)/$(DATASET)-k4.toml --device $(DEVICE) $(DOWNLOAD)
 
 lock: .venv/installed  ## compile pyproject.toml and requirements.in into requirements.txt
