@@ -100,3 +100,13 @@ def test_refuses_a_slider_with_nothing_to_move():
     dot.set_gid(None)
     with pytest.raises(ValueError, match="0 artists with a gid"):
         plots.interactive(fig, str, {"x": [1, 2, 3]})
+
+
+def test_tracks_of_the_first_points_only():
+    tracks = [[[[float(step), float(point)] for point in range(4)] for step in range(3)]]  # (epochs, steps, points, 2)
+    record = {"plane": {"labels": [0, 1, 2, 3], "stages": [{"tracks": tracks, "variance_share": 0.5}]}}
+    for points, drawn in ((None, 4), (2, 2)):
+        _, ax = plots.subplots()
+        assert plots.plane_tracks(ax, record, points=points) == 0.5
+        assert {line.get_ydata()[-1] for line in ax.lines} == set(range(drawn))
+        plots.plt.close("all")

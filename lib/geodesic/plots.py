@@ -95,12 +95,17 @@ def against_weight_decay(
         ax.set_yscale("log")
 
 
-def plane_tracks(ax: Axes, record: records.Record, *, stage: int = 0, epoch: int = -1) -> float:
-    """Draw the recorded tracks of a run in their plane; returns the share of variance that the plane shows."""
+def plane_tracks(
+    ax: Axes, record: records.Record, *, stage: int = 0, epoch: int = -1, points: int | None = None
+) -> float:
+    """Draw the recorded tracks of a run in their plane; returns the share of variance that the plane shows.
+
+    `points` of them, the first ones, or all.
+    """
     plane = record["plane"]
     tracks = np.array(plane["stages"][stage]["tracks"][epoch])  # (steps, points, 2)
     colours = plt.colormaps["tab10"]
-    for point, label in enumerate(plane["labels"]):
+    for point, label in enumerate(plane["labels"][:points]):
         ax.plot(*tracks[:, point].T, color=colours(label % 10), linewidth=1, marker=".", markersize=3)
         ax.plot(*tracks[-1, point], color=colours(label % 10), marker="o", markersize=6)
     ax.set_aspect("equal", "datalim")
