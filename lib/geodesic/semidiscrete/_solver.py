@@ -83,9 +83,10 @@ def solve(
     weights, n = _samples.check_atoms(points, weights), len(points)
     max_samples = math.ceil((n + 512) * (2000 + 40 / tol**2)) if max_samples is None else max_samples
     _check_budget(n, tol, max_samples)
-    frame = Frame.of(points, cast(Source, source))
+    law = cast(Source, source)
+    frame = Frame.of(points, law)
     if n == 1:
-        return Potential(points, weights, torch.zeros_like(weights), frame.source, 0.0, 0.0, 0, 0, 0.0)
+        return Potential(points, weights, torch.zeros_like(weights), law, 0.0, 0.0, 0, 0, 0.0)
     mass = weights.double()
     heights = _start(frame, mass, generator) if start is None else frame.shrink(_check_start(start, n)).double()
     heights, history, gap = _iterate(frame, mass, heights.to(points.device), tol, max_samples, generator)
@@ -102,7 +103,7 @@ def solve(
         points,
         weights,
         heights,
-        frame.source,
+        law,
         last.error,
         last.standard_error,
         len(history),

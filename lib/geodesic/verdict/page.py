@@ -9,13 +9,21 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from string import ascii_uppercase
 
-from IPython.display import HTML
 
 from geodesic.verdict.judge import CONFIDENCE, NAMES, OUTCOMES, Arm, Claim, Part, Verdict
 
-SYMBOLS = dict(zip(OUTCOMES, ("✓", "◐", "✗", "?", "–"), strict=True))
+SYMBOLS: dict[str, str] = dict(zip(OUTCOMES, ("✓", "◐", "✗", "?", "–"), strict=True))
 _TIGHT = "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"
 _WIDTH, _HEIGHT, _MARGIN = 150, 18, 6  # of a strip, in pixels
+
+
+class HTML(str):
+    """Text that a notebook shows as a page does."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return str(self)
 
 
 def place(arm: Arm) -> str:
