@@ -539,7 +539,7 @@ def test_a_sentence_says_where_a_claim_is_shown_and_where_not():
 
 
 def test_the_overview_has_a_row_for_each_claim_and_a_column_for_each_arm():
-    text = page.overview(table(whole("mnist", 1) + whole("cifar10", 1), "C2", "C4")).data
+    text = page.overview(table(whole("mnist", 1) + whole("cifar10", 1), "C2", "C4"))
     head, columns, *body = re.findall(r"<tr>(.*?)</tr>", text)
     assert re.findall(r">([^<]+)</th>", head) == ["claim", "MNIST, K\xa0=\xa01", "CIFAR-10, K\xa0=\xa01"]
     assert re.findall(r">([^<]+)</th>", columns) == ["A", "B"]
@@ -556,7 +556,7 @@ def test_the_overview_says_what_stands_without_the_correction():
         judge.Claim(name, "so", "Fig. 1", (("mnist", 1),), lambda arm, part=part: [part], lambda dataset, stages: "1")
         for name, part in zip(("C1", "C2"), parts, strict=True)
     ]
-    text = page.overview(judge.judge(whole("mnist", 1), claims_)).data
+    text = page.overview(judge.judge(whole("mnist", 1), claims_))
     assert re.findall(r'<td title="([^"]*)">', text) == ["undecided, each test by itself shown", "undecided"]
     assert "<small>✓</small>" in text
 
@@ -576,7 +576,7 @@ def test_a_strip_puts_dots_interval_and_threshold_to_scale():
 
 def test_details_show_numbers_and_say_why_something_was_not_tested():
     found = [row for row in whole("cifar10", 1) if row["recipe"]["epochs"]]
-    text = page.details(table(found, "C1"), "C1").data
+    text = page.details(table(found, "C1"), "C1")
     assert "<summary>" in text
     assert "A, CIFAR-10, K = 1, no normalisation, one cycle to 0.05, 6 epochs: undecided" in text
     assert "<b>In the paper</b> (Fig. 2): at the end about 6.1 (plain) and 2.2 (resnet)." in text
@@ -587,7 +587,7 @@ def test_details_show_numbers_and_say_why_something_was_not_tested():
 
 
 def test_what_lies_outside_a_regime_is_shown_with_the_reason():
-    text = page.details(table(whole("cifar10", 1, recipe={"norm": "batch"}), "C14"), "C14").data
+    text = page.details(table(whole("cifar10", 1, recipe={"norm": "batch"}), "C14"), "C14")
     assert text.count("with normalisation the norm of a weight acts on no output</small>") > 4
     assert text.count("<svg") > 4
 

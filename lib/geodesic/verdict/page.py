@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from string import ascii_uppercase
 
-
 from geodesic.verdict.judge import CONFIDENCE, NAMES, OUTCOMES, Arm, Claim, Part, Verdict
 
 SYMBOLS: dict[str, str] = dict(zip(OUTCOMES, ("✓", "◐", "✗", "?", "–"), strict=True))
@@ -21,6 +20,9 @@ class HTML(str):
     """Text that a notebook shows as a page does."""
 
     __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "HTML"
 
     def _repr_html_(self) -> str:
         return str(self)
