@@ -17,6 +17,7 @@ Source: arXiv:2102.09235; linear programming duality (e.g. Peyré & Cuturi, Comp
 import bisect
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -291,8 +292,25 @@ def assign(
 
 
 def w2_squared(x: Points, y: Points) -> float:
-    """W₂² of the two empirical measures: the mean over points of the squared distance under the optimal assignment."""
-    return assign(x, y).cost
+    """W₂² of the two empirical measures: the mean over points of the squared distance under the optimal assignment.
+
+    Warns (RuntimeWarning) where the assignment found is not proved optimal; `assign(x, y).lower_bound` then bounds W₂²
+    from below, and what is returned is the cost of the assignment found, from above.
+    """
+    found = assign(x, y)
+    _warn_unless_proved(found)
+    return found.cost
+
+
+def _warn_unless_proved(found: Assignment) -> None:
+    """Say so where a result cannot: a number, or points."""
+    if not found.certified:
+        warnings.warn(
+            f"the assignment is not proved optimal: W₂² lies between {found.lower_bound:.6g} and {found.cost:.6g}; "
+            "assign(x, y) has both, as lower_bound and cost",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def mean_cost(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], sigma: Int64[Tensor, " n"]) -> float:
@@ -332,6 +350,8 @@ def displacement_interpolation(
         t: time in [0, 1].
         assignment: `assign(x, y)`, if known already.
 
+    Warns (RuntimeWarning) where the assignment was made here and is not proved optimal.
+
     Raises:
         ValueError: t outside [0, 1]; an assignment of other clouds; otherwise as `assign`.
     """
@@ -340,6 +360,7 @@ def displacement_interpolation(
     flat = take_clouds(x, y)
     if assignment is None:
         assignment = assign(x, y)
+        _warn_unless_proved(assignment)
     else:
         check_fits(assignment, *flat)
     x, y = (z if isinstance(z, Tensor) and z.is_floating_point() else take("x", z) for z in (x, y))

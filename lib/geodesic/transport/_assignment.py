@@ -35,6 +35,7 @@ _PATIENCE = 10  # rounds of pricing before each brings more arcs; data need two 
 _LONG_WARS = 20_000  # points from which rounding the weights pays; at 16,000 it gains nothing, at 50,000 half the time
 _FINER = 5  # times the quantum falls from round to round
 _WORST = 8  # violated arcs a row that a round adds; the thousands of an outlier's row slow the sparse solver down a lot
+_MOST_WITHIN = 2**20, 2**28  # pairs looked at one by one within clusters, some 20 s, and their coordinates
 _TIES_GAP = 3e-10  # of the spread: accepted where there are too many ties to look at each
 
 
@@ -142,6 +143,19 @@ def _among_ties(clouds: Clouds, cost: SplitCost, reached: _Reached) -> Certified
     return replace(found, ties=replace(found.ties, arcs=near - n))
 
 
+def _within_clusters(clouds: Clouds, cost: SplitCost, reached: _Reached, otherwise: Certified) -> Certified:
+    """Where clusters are so tight that the product sees none of their inside: look at all pairs within them.
+
+    Every other arc has more slack than u will rise. What the certificate needs is differences of coordinates, and these
+    hold all the digits that the clouds have.
+    """
+    most = min(_MOST_WITHIN[0], _MOST_WITHIN[1] // clouds.x.shape[1])
+    try:
+        return certify(clouds, cost, reached.u, reached.v, reached.sigma, 0.02 * reached.limit, max(most, cost.n))
+    except Crowded:
+        return otherwise
+
+
 def solve(
     clouds: Clouds, dtype: torch.dtype, u: Float64[Tensor, " n"] | None, v: Float64[Tensor, " n"] | None
 ) -> tuple[Certified, SplitCost]:
@@ -160,6 +174,7 @@ def solve(
         if dtype == torch.float32:
             raise Crowded(_given(cost, reached.v)) from None
     try:
-        return _among_ties(clouds, cost, reached), cost
+        found = _among_ties(clouds, cost, reached)
     except Crowded:
-        return unproved(clouds, reached.sigma), cost
+        found = unproved(clouds, reached.sigma)
+    return found if found.certified else _within_clusters(clouds, cost, reached, found), cost

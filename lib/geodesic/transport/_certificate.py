@@ -465,6 +465,7 @@ def certify(
     v: Float[Tensor, " n"],
     sigma: Int64[np.ndarray, " n"],
     margin: float,
+    most: int | None = None,
 ) -> Certified:
     """Solve on the near-tight arcs of a matrix product with float64 distances, and bound all others.
 
@@ -472,7 +473,7 @@ def certify(
     less than the excess would be left of it, the margin was too small and is widened. A negative margin is an excess of
     that size a point, accepted in exchange for not looking at every tie.
 
-    Raises: Crowded if more than 64 arcs a row are near-tight (2²⁶ in all under a negative margin).
+    Raises: Crowded if there are more than `most` near-tight arcs: by default 64 a row, 2²⁶ under a negative margin.
     """
     n, floor, diagonal = cost.n, clouds.underflow(), np.arange(cost.n) * (cost.n + 1)
     old_u, old_v = (
@@ -485,8 +486,9 @@ def certify(
         used = costs[np.searchsorted(arcs, np.arange(n) * n + sigma)]
         return max(float((used.high - used.error).mean()) * (2 - _UP) - cost.offset, 0.0)
 
+    most = (CROWD * n if margin > 0 else MOST_ARCS) if most is None else most
     while True:
-        near = near_arcs(cost, u, v, margin, rigorous=True, most=CROWD * n if margin > 0 else MOST_ARCS)
+        near = near_arcs(cost, u, v, margin, rigorous=True, most=most)
         arcs = union(near, np.arange(n) * n + sigma)
         if margin <= 0:
             arcs = union(arcs, diagonal)  # which may be ties that were not looked at
