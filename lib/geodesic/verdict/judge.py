@@ -133,8 +133,16 @@ class Arm:
     untrained: tuple[Row, ...] = ()
     shuffled: tuple[Row, ...] = ()
 
-    def cells(self, network: str, value: str, *, rows: Iterable[Row] | None = None, collapsed: bool = False) -> Cells:
-        """λ → seed → value, of the λ that at least MIN_SEEDS seeds have; collapsed runs only where they are asked for.
+    def cells(
+        self,
+        network: str,
+        value: str,
+        *,
+        rows: Iterable[Row] | None = None,
+        collapsed: bool = False,
+        seeds: int = MIN_SEEDS,
+    ) -> Cells:
+        """λ → seed → value, of the λ that so many seeds have; collapsed runs only where they are asked for.
 
         A network that learnt nothing has scores, but they mean nothing; its accuracy is a fact.
         """
@@ -143,7 +151,7 @@ class Arm:
             alive = row["status"] == "ok" or (collapsed and row["status"] == "collapsed")
             if row["network"] == network and alive and row[value] is not None:
                 found.setdefault(row["weight_decay"], {})[row["seed"]] = row[value]
-        return {decay: seeds for decay, seeds in sorted(found.items()) if len(seeds) >= MIN_SEEDS}
+        return {decay: values for decay, values in sorted(found.items()) if len(values) >= seeds}
 
     def before(self, network: str, value: str) -> dict[int, float]:
         """Seed → value of the untrained networks."""
@@ -250,8 +258,8 @@ def _corrected(table: Sequence[Verdict]) -> list[Verdict]:
 
 
 # --------------------------------------------------------------------------------------------------------------- arms
-def arms(found: Sequence[Row]) -> list[Arm]:
-    """Every arm that can be tested: some λ and network has MIN_SEEDS seeds. Those that compare K come last.
+def arms(found: Sequence[Row], seeds: int = MIN_SEEDS) -> list[Arm]:
+    """Every arm in which some λ and network has so many seeds, by default enough for a test. Those that compare K last.
 
     Rows with λ = 0 alone are rivals of the arms from which only their step size differs, and no arm of their own where
     there are such. At λ = 0 it does not matter what λ acts on: an arm that lacks such rows takes its sibling's.
@@ -301,7 +309,7 @@ def arms(found: Sequence[Row]) -> list[Arm]:
                 if row["labels"] == "shuffled" and row["recipe"]["epochs"] and _alike(row["recipe"], recipe, built)
             ),
         )
-        if any(arm.cells(network, "test_accuracy", collapsed=True) for network in NETWORKS):
+        if any(arm.cells(network, "test_accuracy", collapsed=True, seeds=seeds) for network in NETWORKS):
             _one_source(arm)
             made.append(arm)
     made.sort(key=_order)
