@@ -583,7 +583,9 @@ def test_cifar100_runs_through_the_experiment(cifar100, stages):
     assert record["status"] in ("ok", "collapsed")
     assert record["provenance"]["data"] == "torchvision CIFAR100"
     assert len(record["final"]["test"]["stages"]) == stages
-    assert len(record["final"]["test"]["stages"][0]["theorem1"]["by_class"]) == 100
+    theorem1 = record["final"]["test"]["stages"][0]["theorem1"]
+    assert theorem1["pairs"] > 0
+    assert theorem1["by_class"] is None  # the table of a hundred classes would be most of the record
 
 
 def test_missing_sets_name_the_folder_and_the_remedy(tmp_path):
