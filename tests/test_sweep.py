@@ -21,7 +21,7 @@ import geodesic
 import nbformat
 import psutil
 import pytest
-from geodesic import experiment, records, sweep
+from geodesic import experiment, records, store, sweep
 from geodesic.__main__ import main
 from geodesic.sweep import dispatch, kernel, progress, worker
 from PIL import Image
@@ -194,7 +194,7 @@ def test_an_experiment_has_the_name_that_the_command_run_gives_it(digits):
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_committed_grids_can_be_read(path):
-    assert len(sweep.read(path).runs) >= 4
+    assert len(sweep.read(path).runs) >= 2
 
 
 def test_every_committed_mnist_record_is_a_run_of_its_grid():
@@ -209,7 +209,8 @@ def test_a_changed_library_makes_a_kept_plan_void(noted, tmp_path, monkeypatch, 
     path, copy = noted("[axes]\nseed = [0]"), tmp_path / "geodesic"
     shutil.copytree(Path(geodesic.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
     before = sweep.read(path).digest
-    monkeypatch.setattr(geodesic, "__file__", str(copy / "__init__.py"))
+    monkeypatch.setattr(store, "__file__", str(copy / "store.py"))
+    monkeypatch.setattr(store, "library", store.library.__wrapped__)  # which is asked once a process
     assert sweep.read(path).digest == before
     with open(copy / changed, "a") as file:
         file.write("\n")
@@ -254,7 +255,7 @@ def test_what_is_left_is_told_from_like_runs_and_from_the_pace():
     ("text", "message"),
     [
         ("[axes]\nwieght_decay = [1]", "unknown setting wieght_decay; did you mean weight_decay?"),
-        ("[axes]\nlambda_value = [1]", "unknown setting lambda_value; there are: weight_decay, epochs"),
+        ("[axes]\nlambda_value = [1]", "unknown setting lambda_value; there are: weight_decay, decay, epochs"),
         ("[axis]\nseed = [1]", "unknown entry axis; did you mean axes?"),
         ("[[runs]]\nsetting.seed = 1", "table 1 of [[runs]]: unknown entry setting; did you mean settings?"),
         ("[axes]\nseed = []", "axis seed is empty; give it a value or leave it out"),
