@@ -137,7 +137,7 @@ def test_a_generator_that_is_none_changes_nothing(tmp_path):
     with checkpoints.safe_open(path, "pt") as file:
         about = file.metadata()
     save_file(tensors, path, about)
-    untouched(path, network())
+    assert f"checkpoint {path} is passed over, the run begins again" in untouched(path, network())
 
 
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch):

@@ -211,7 +211,7 @@ def _trained_there(runs: Sequence[Run], clock: _Clock, pool: _Pool) -> Iterator[
 
 def _trained_here(out: Path, runs: Sequence[Run], options: Options, clock: _Clock, pool: _Pool) -> Iterator[Outcome]:
     """Train on the CUDA device and let the pool score."""
-    from geodesic import experiment, records
+    from geodesic import experiment  # imports torch
 
     under_way: dict[str, tuple[Run, float]] = {}
     with contextlib.ExitStack() as locks:
@@ -277,7 +277,7 @@ def _compute(
     run: Run, held: bool, out: Path, options: Options, dataset: Callable[[str], Any], stop: Callable[[], bool] | None
 ) -> Outcome:
     """One run, under its lock unless the lock is held for it already."""
-    from geodesic import experiment, records
+    from geodesic import experiment  # imports torch
 
     start = time.monotonic()
     with contextlib.nullcontext(-1) if held else store.lock(out / "locks" / run.name) as lock:
